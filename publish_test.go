@@ -1,0 +1,1242 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
+	"github.com/gorilla/websocket"
+)
+
+// The durations are shortened for all tests of the package.
+func init() {
+	connectTimeout, brokerTimeout, pingInterval = 400*time.Millisecond, 600*time.Millisecond, 50*time.Millisecond
+	backoffUnit, steadyAfter = 10*time.Millisecond, 200*time.Millisecond
+}
+
+// patience bounds every wait for something that must happen.
+const testPatience = 5 * time.Second
+
+// fakeBroker accepts connections one by one, as a test asks for them, and does nothing by itself.
+type fakeBroker struct {
+	t *testing.T
+	net.Listener
+}
+
+func newFakeBroker(t *testing.T) *fakeBroker {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return &fakeBroker{t, l}
+}
+
+func (b *fakeBroker) url(scheme string) *url.URL {
+	return &url.URL{Scheme: scheme, Host: b.Addr().String()}
+}
+
+// session is one connection to the fake broker.
+type session struct {
+	t *testing.T
+	net.Conn
+	connect *packets.ConnectPacket
+	pings   int
+}
+
+// accept takes the next connection, reads CONNECT, and answers with the return code.
+func (b *fakeBroker) accept(code byte) *session {
+	b.t.Helper()
+	if tcp, ok := b.Listener.(*net.TCPListener); ok {
+		tcp.SetDeadline(time.Now().Add(testPatience))
+	}
+	conn, err := b.Accept()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return newSession(b.t, conn, code)
+}
+
+func newSession(t *testing.T, conn net.Conn, code byte) *session {
+	t.Helper()
+	t.Cleanup(func() { conn.Close() })
+	s := &session{t: t, Conn: conn}
+	s.connect = s.next().(*packets.ConnectPacket)
+	if got := s.connect.Validate(); got != packets.Accepted || s.connect.ProtocolVersion != 4 || !s.connect.CleanSession {
+		t.Fatalf("CONNECT %v: %d", s.connect, got)
+	}
+	connack := packets.NewControlPacket(packets.Connack).(*packets.ConnackPacket)
+	connack.ReturnCode = code
+	connack.Write(conn)
+	return s
+}
+
+// next reads a packet and checks that it is one that the publisher may send; pings are answered in passing.
+func (s *session) next() packets.ControlPacket {
+	s.t.Helper()
+	for {
+		s.SetReadDeadline(time.Now().Add(testPatience))
+		packet, err := packets.ReadPacket(s)
+		if err != nil {
+			s.t.Fatalf("the publisher's connection: %v", err)
+		}
+		switch packet.(type) {
+		case *packets.PingreqPacket:
+			s.pings++
+			packets.NewControlPacket(packets.Pingresp).Write(s)
+		case *packets.ConnectPacket, *packets.PublishPacket, *packets.DisconnectPacket:
+			return packet
+		default:
+			s.t.Fatalf("the publisher sent %v", packet)
+		}
+	}
+}
+
+func (s *session) publish() *packets.PublishPacket {
+	s.t.Helper()
+	packet, ok := s.next().(*packets.PublishPacket)
+	if !ok || packet.Qos != 1 || packet.MessageID == 0 {
+		s.t.Fatalf("got %v, want a PUBLISH with QoS 1", packet)
+	}
+	return packet
+}
+
+// publishes reads n publishes and checks that these are the payloads from first to last, in order.
+func (s *session) publishes(first, last int, dup bool) []uint16 {
+	s.t.Helper()
+	var ids []uint16
+	for i := first; i <= last; i++ {
+		m := s.publish()
+		if string(m.Payload) != payload(i) || m.Dup != dup || m.Retain || m.TopicName != "sip" {
+			s.t.Fatalf("got %.70v, want %q with dup %v", m, payload(i), dup)
+		}
+		ids = append(ids, m.MessageID)
+	}
+	return ids
+}
+
+func (s *session) ack(ids ...uint16) {
+	var all bytes.Buffer
+	for _, id := range ids {
+		ack := packets.NewControlPacket(packets.Puback).(*packets.PubackPacket)
+		ack.MessageID = id
+		ack.Write(&all)
+	}
+	s.Write(all.Bytes())
+}
+
+// quiet fails if a publish comes.
+func (s *session) quiet(d time.Duration) {
+	s.t.Helper()
+	for end := time.Now().Add(d); ; {
+		s.SetReadDeadline(end)
+		packet, err := packets.ReadPacket(s)
+		if err != nil {
+			return
+		}
+		if _, ping := packet.(*packets.PingreqPacket); !ping {
+			s.t.Fatalf("got %v, want nothing", packet)
+		}
+		packets.NewControlPacket(packets.Pingresp).Write(s)
+	}
+}
+
+// closed fails unless the publisher closes the connection, and returns what still came.
+func (s *session) closed() []byte {
+	s.t.Helper()
+	s.SetReadDeadline(time.Now().Add(testPatience))
+	rest, err := io.ReadAll(s)
+	if os.IsTimeout(err) {
+		s.t.Fatal("the connection stands")
+	}
+	return rest
+}
+
+// payload is 1,000 bytes that begin with a number.
+func payload(i int) string { return fmt.Sprintf("%-1000d", i) }
+
+// logBuffer is safe for a logger and a test at once.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// running is a publisher whose run runs.
+type running struct {
+	*publisher
+	t      *testing.T
+	logs   *logBuffer
+	cancel context.CancelFunc
+	drain  chan struct{}
+	done   chan struct{}
+}
+
+func prepare(t *testing.T, change func(*config), brokers ...*url.URL) *running {
+	cfg := &config{brokers: brokers, Topic: "sip", ClientID: "test", QueueMB: 1}
+	if change != nil {
+		change(cfg)
+	}
+	logs := &logBuffer{}
+	p := newPublisher(cfg, slog.New(slog.NewTextHandler(logs, nil)))
+	return &running{publisher: p, t: t, logs: logs, drain: make(chan struct{}), done: make(chan struct{})}
+}
+
+func (r *running) start() *running {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	go func() {
+		r.run(ctx, r.drain)
+		close(r.done)
+	}()
+	r.t.Cleanup(func() {
+		cancel()
+		r.ended()
+		checkIdentity(r.t, r.stats())
+		if s := r.stats(); s.messages != 0 || s.bytes != 0 || s.connected {
+			r.t.Errorf("after the end: %+v", s)
+		}
+	})
+	return r
+}
+
+func start(t *testing.T, change func(*config), brokers ...*url.URL) *running {
+	return prepare(t, change, brokers...).start()
+}
+
+func (r *running) putAll(first, last int) {
+	for i := first; i <= last; i++ {
+		r.put(udp, []byte(payload(i)))
+	}
+}
+
+// ended waits for the end of run.
+func (r *running) ended() {
+	r.t.Helper()
+	select {
+	case <-r.done:
+	case <-time.After(testPatience):
+		r.t.Fatal("run did not end")
+	}
+}
+
+// until waits for the counters to come to a state.
+func (r *running) until(what string, reached func(queueStats) bool) {
+	r.t.Helper()
+	for end := time.Now().Add(testPatience); !reached(r.stats()); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("never %s: %+v", what, r.stats())
+		}
+	}
+}
+
+func (r *running) untilPublished(n uint64) {
+	r.t.Helper()
+	r.until(fmt.Sprint(n, " published"), func(s queueStats) bool { return s.published == n })
+}
+
+func checkIdentity(t *testing.T, s queueStats) {
+	var accepted uint64
+	for _, n := range s.accepted {
+		accepted += n
+	}
+	if accepted != s.published+s.dropped+uint64(s.messages) || s.messages < 0 || s.bytes < 0 {
+		t.Errorf("the counters do not add up: %+v", s)
+	}
+}
+
+func TestAcknowledgements(t *testing.T) {
+	const n = 350
+	for name, reorder := range map[string]func([]uint16) []uint16{
+		"in order":     func(ids []uint16) []uint16 { return ids },
+		"latest first": func(ids []uint16) []uint16 { slices.Reverse(ids); return ids },
+		"any order": func(ids []uint16) []uint16 {
+			mathrand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+			return ids
+		},
+		"twice":          func(ids []uint16) []uint16 { return append(ids, ids...) },
+		"and unknown":    func(ids []uint16) []uint16 { return append(ids, 0, statusID, 40000) },
+		"before publish": func(ids []uint16) []uint16 { return append([]uint16{ids[len(ids)-1] + 1, ids[len(ids)-1] + 2}, ids...) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := start(t, nil, b.url("tcp"))
+			p.putAll(1, n)
+			s := b.accept(packets.Accepted)
+			for first := 1; first <= n; first += windowSize {
+				last := min(first+windowSize-1, n)
+				ids := s.publishes(first, last, false)
+				if first == 1 {
+					s.quiet(20 * time.Millisecond) // the window is full
+				}
+				if got := p.stats().published; got != uint64(first-1) {
+					t.Fatalf("published %d before any PUBACK of this window, want %d", got, first-1)
+				}
+				s.ack(reorder(ids)...)
+				p.untilPublished(uint64(last))
+			}
+			if got := p.stats(); got.messages != 0 || got.bytes != 0 || got.dropped != 0 || !got.connected || got.accepted[udp] != n {
+				t.Errorf("at the end: %+v", got)
+			}
+		})
+	}
+}
+
+func TestWindowSlides(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, nil, b.url("mqtt"))
+	p.putAll(1, 300)
+	s := b.accept(packets.Accepted)
+	ids := s.publishes(1, 99, false)
+	s.ack(ids[1:]...) // the oldest is still open, so the window can't move
+	s.quiet(20 * time.Millisecond)
+	p.untilPublished(98)
+	s.ack(ids[0])
+	s.publishes(100, 198, false)
+}
+
+func TestResend(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, nil, b.url("tcp"))
+	p.putAll(1, 150)
+	s := b.accept(packets.Accepted)
+	ids := s.publishes(1, 99, false)
+	s.ack(ids[0], ids[2], ids[4])
+	next := s.publishes(100, 100, false) // the first place was freed, the others follow an open one
+	p.untilPublished(3)
+	s.Close()
+
+	s = b.accept(packets.Accepted)
+	again := s.publishes(2, 2, true)
+	again = append(again, s.publishes(4, 4, true)...)
+	again = append(again, s.publishes(6, 100, true)...)
+	if want := slices.Concat(ids[1:2], ids[3:4], ids[5:], next); !slices.Equal(again, want) {
+		t.Errorf("sent again as %d, want %d", again, want)
+	}
+	if s.quiet(20 * time.Millisecond); p.stats().dropped != 0 {
+		t.Errorf("%+v", p.stats())
+	}
+	s.Close() // a second time, with nothing acknowledged in between
+
+	s = b.accept(packets.Accepted)
+	s.ack(s.publishes(2, 2, true)...)
+	s.ack(s.publishes(4, 4, true)...)
+	s.ack(s.publishes(6, 100, true)...)
+	s.ack(s.publishes(101, 150, false)...)
+	p.untilPublished(150)
+}
+
+func TestPacketIDsStartOver(t *testing.T) {
+	b := newFakeBroker(t)
+	p := prepare(t, func(c *config) { c.StatusTopic = "status" }, b.url("tcp"))
+	p.lastID = maxID - 2
+	p.putAll(1, 5)
+	p.start()
+	s := b.accept(packets.Accepted)
+	s.publish() // online
+	if ids := s.publishes(1, 5, false); !slices.Equal(ids, []uint16{maxID - 1, maxID, 1, 2, 3}) {
+		t.Errorf("packet ids %d", ids)
+	}
+}
+
+func TestQueueDropsTheOldestWaiting(t *testing.T) {
+	const kept = 1 << 20 / 1000 // messages that fit
+	t.Run("before a connection", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := prepare(t, nil, b.url("tcp"))
+		for i := 1; i <= 3000; i++ {
+			p.put(tcp, []byte(payload(i)))
+			want := queueStats{messages: min(i, kept), dropped: uint64(max(0, i-kept)), bytes: 1000 * min(i, kept)}
+			want.accepted[tcp] = uint64(i)
+			if got := p.stats(); got != want {
+				t.Fatalf("after %d: %+v, want %+v", i, got, want)
+			}
+		}
+		p.start()
+		s := b.accept(packets.Accepted)
+		for i := 3000 - kept + 1; i <= 3000; i++ {
+			s.ack(s.publishes(i, i, false)...)
+		}
+		p.untilPublished(kept)
+	})
+	t.Run("but nothing in the window", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		s := b.accept(packets.Accepted)
+		p.putAll(1, windowSize)
+		ids := s.publishes(1, windowSize, false)
+		p.putAll(windowSize+1, 3000)
+		s.ack(ids...)
+		for i := 3000 - (kept - windowSize) + 1; i <= 3000; i++ {
+			s.ack(s.publishes(i, i, false)...)
+		}
+		p.untilPublished(kept)
+		if got := p.stats().dropped; got != 3000-kept {
+			t.Errorf("dropped %d, want %d", got, 3000-kept)
+		}
+	})
+	t.Run("also the new one", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		s := b.accept(packets.Accepted)
+		big := make([]byte, 11000)
+		for range windowSize {
+			p.put(ws, big) // 1,089,000 bytes: the last ones are over the limit while none waits
+			if p.stats().dropped == 0 {
+				s.publish()
+			}
+		}
+		if got := p.stats(); got.dropped != windowSize-95 || got.messages != 95 || got.bytes > 1<<20 {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+func TestReferencesAreFreed(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, nil, b.url("tcp"))
+	freed := make(chan bool, 1)
+	envelope := bytes.Repeat([]byte("x"), 1000)
+	runtime.AddCleanup(&envelope[0], func(int) { freed <- true }, 0)
+	p.put(udp, envelope)
+	envelope = nil
+	s := b.accept(packets.Accepted)
+	s.ack(s.publish().MessageID)
+	p.untilPublished(1)
+	for range 100 {
+		runtime.GC()
+		select {
+		case <-freed:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+	t.Error("an acknowledged envelope is still referred to")
+}
+
+// TestIdentity has senders, a broker that acknowledges some messages and cuts connections, and a reader of the
+// counters, all at once.
+func TestIdentity(t *testing.T) {
+	t.Parallel()
+	b := newFakeBroker(t)
+	p := start(t, nil, b.url("tcp"))
+	var senders, others sync.WaitGroup
+	stop := make(chan struct{})
+	others.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				checkIdentity(t, p.stats())
+			}
+		}
+	})
+	go func() {
+		for {
+			conn, err := b.Accept()
+			if err != nil {
+				return
+			}
+			packets.ReadPacket(conn)
+			conn.Write([]byte{0x20, 2, 0, 0})
+			for range mathrand.IntN(600) {
+				packet, err := packets.ReadPacket(conn)
+				if err != nil {
+					break
+				}
+				if m, ok := packet.(*packets.PublishPacket); ok && mathrand.IntN(200) > 0 {
+					(&session{Conn: conn}).ack(m.MessageID)
+				}
+			}
+			conn.Close()
+		}
+	}()
+	for tr := range transports {
+		senders.Go(func() {
+			for i := range 2500 {
+				p.put(tr, make([]byte, 1+mathrand.IntN(2000)))
+				if i%100 == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+		})
+	}
+	senders.Wait()
+	close(p.drain)
+	p.ended()
+	close(stop)
+	others.Wait()
+	s := p.stats()
+	if checkIdentity(t, s); s.published == 0 || s.dropped == 0 || s.accepted != [transports]uint64{2500, 2500, 2500, 2500} {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestCaptureFileWaits(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, func(c *config) { c.PcapFile = "x.pcap" }, b.url("tcp"))
+	read := make(chan struct{})
+	go func() {
+		p.putAll(1, 3000)
+		close(read)
+	}()
+	s := b.accept(packets.Accepted)
+	ids := s.publishes(1, windowSize, false)
+	p.until("full", func(s queueStats) bool { return s.messages == 1<<20/1000 })
+	s.quiet(20 * time.Millisecond)
+	if got := p.stats(); got.accepted[udp] != 1<<20/1000 || got.bytes > 1<<20 {
+		t.Errorf("put did not wait: %+v", got)
+	}
+	s.ack(ids...)
+	for i := windowSize + 1; i <= 3000; i++ {
+		s.ack(s.publishes(i, i, false)...)
+	}
+	<-read
+	p.untilPublished(3000)
+	p.put(udp, make([]byte, 2<<20)) // alone it may be larger than the queue, or it would wait for ever
+	if got := p.stats(); got.messages != 0 || got.dropped != 1 {
+		t.Logf("one message larger than the queue: %+v", got)
+	}
+}
+
+func TestEndReleasesAWaitingPut(t *testing.T) {
+	p := start(t, func(c *config) { c.PcapFile = "x.pcap" }, newFakeBroker(t).url("tcp"))
+	read := make(chan struct{})
+	go func() {
+		p.putAll(1, 3000)
+		close(read)
+	}()
+	p.until("full", func(s queueStats) bool { return s.messages == 1<<20/1000 })
+	p.cancel()
+	p.ended()
+	<-read
+	if got := p.stats(); got.accepted[udp] != 3000 || got.dropped != 3000 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestDrain(t *testing.T) {
+	status := func(c *config) { c.StatusTopic = "status" }
+	t.Run("idle", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		s := b.accept(packets.Accepted)
+		close(p.drain)
+		if packet, ok := s.next().(*packets.DisconnectPacket); !ok {
+			t.Errorf("got %v, want DISCONNECT", packet)
+		}
+		s.Close()
+		p.ended()
+	})
+	t.Run("waits for every PUBACK", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, status, b.url("tcp"))
+		p.putAll(1, 250)
+		s := b.accept(packets.Accepted)
+		close(p.drain)
+		s.publish() // online
+		for i := 1; i <= 250; i++ {
+			s.ack(s.publishes(i, i, false)...)
+		}
+		if m := s.publish(); m.TopicName != "status" || string(m.Payload) != "offline" || !m.Retain {
+			t.Errorf("got %v, want offline", m)
+		}
+		if packet, ok := s.next().(*packets.DisconnectPacket); !ok {
+			t.Errorf("got %v, want DISCONNECT", packet)
+		}
+		select {
+		case <-p.done:
+			t.Error("did not let the broker close first")
+		case <-time.After(20 * time.Millisecond):
+		}
+		s.Close()
+		p.ended()
+		if got := p.stats(); got.published != 250 || got.dropped != 0 {
+			t.Errorf("%+v", got)
+		}
+	})
+	t.Run("survives a cut", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		p.putAll(1, 10)
+		s := b.accept(packets.Accepted)
+		s.publishes(1, 10, false)
+		close(p.drain)
+		s.Close()
+		s = b.accept(packets.Accepted)
+		s.ack(s.publishes(1, 10, true)...)
+		s.next()
+		s.Close()
+		p.ended()
+		if got := p.stats().published; got != 10 {
+			t.Errorf("published %d, want 10", got)
+		}
+	})
+	t.Run("nothing waits and no broker", func(t *testing.T) {
+		b := newFakeBroker(t)
+		b.Close()
+		p := start(t, nil, b.url("tcp"))
+		close(p.drain)
+		p.ended()
+	})
+	t.Run("tries at once", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		p.putAll(1, 1)
+		for range 6 {
+			b.accept(packets.ErrRefusedServerUnavailable)
+		}
+		begin := time.Now() // the next attempt would come in 200 ms at least
+		close(p.drain)
+		b.accept(packets.Accepted)
+		if took := time.Since(begin); took > 100*time.Millisecond {
+			t.Errorf("took %v", took)
+		}
+	})
+	t.Run("time is up", func(t *testing.T) {
+		b := newFakeBroker(t)
+		p := start(t, status, b.url("tcp"))
+		p.putAll(1, 120)
+		s := b.accept(packets.Accepted)
+		s.publish()
+		ids := s.publishes(1, 99, false)
+		close(p.drain)
+		s.ack(ids[:40]...)
+		s.publishes(100, 120, false)
+		p.untilPublished(40)
+		p.cancel()
+		p.ended()
+		if rest := s.closed(); len(rest) > 0 && rest[len(rest)-2] == packets.Disconnect<<4 {
+			t.Error("DISCONNECT, so the will is lost")
+		}
+		if got := p.stats(); got.published != 40 || got.dropped != 80 {
+			t.Errorf("%+v", got)
+		}
+		if logs := p.logs.String(); !strings.Contains(logs, "messages_dropped=80") {
+			t.Error(logs)
+		}
+	})
+}
+
+func TestEndWhileConnecting(t *testing.T) {
+	b := newFakeBroker(t) // takes the connection, says nothing
+	for _, scheme := range []string{"tcp", "ssl", "ws"} {
+		p := start(t, nil, b.url(scheme))
+		p.putAll(1, 3)
+		time.Sleep(10 * time.Millisecond)
+		begin := time.Now()
+		p.cancel()
+		p.ended()
+		if took := time.Since(begin); took > 100*time.Millisecond {
+			t.Errorf("%s: the end took %v", scheme, took)
+		}
+	}
+}
+
+// TestHostileBroker has a broker do what none may. All that comes of it is a new connection.
+func TestHostileBroker(t *testing.T) {
+	rows := []struct {
+		name, answer string // instead of CONNACK, or after it
+		log          string
+	}{
+		{"garbage", "\xde\xad\xbe\xef\x00\x01\x02\x03", "PINGRESP"},
+		{"text", "HTTP/1.1 400 Bad Request\r\n\r\n", "4854"},
+		{"nothing", "", "EOF"},
+		{"half a CONNACK", "\x20\x02\x00", "EOF"},
+		{"CONNACK too long", "\x20\x03\x00\x00\x00", "CONNACK"},
+		{"refused", "\x20\x02\x00\x05", "Not Authorised (5): check USERNAME"},
+		{"unknown code", "\x20\x02\x00\x63", "(99)"},
+		{"PUBACK first", "\x40\x02\x00\x01", "PUBACK"},
+		{"huge first", "\x20\xff\xff\xff\x7f", "CONNACK"},
+
+		{"second CONNACK", "\x20\x02\x00\x00\x20\x02\x00\x00", "CONNACK"},
+		{"publish, QoS 0", "\x20\x02\x00\x00\x30\x05\x00\x03sipx", "PUBLISH"},
+		{"publish, QoS 1", "\x20\x02\x00\x00\x32\x08\x00\x03sip\x00\x01x", "PUBLISH"},
+		{"publish of 256 MB", "\x20\x02\x00\x00\x30\xff\xff\xff\x7f\x00\x03sip", "PUBLISH"},
+		{"SUBACK", "\x20\x02\x00\x00\x90\x03\x00\x01\x00", "SUBACK"},
+		{"PUBREC", "\x20\x02\x00\x00\x50\x02\x00\x01", "PUBREC"},
+		{"DISCONNECT", "\x20\x02\x00\x00\xe0\x00", "DISCONNECT"},
+		{"PUBACK too long", "\x20\x02\x00\x00\x40\x04\x00\x01\x00\x00", "PUBACK"},
+		{"PUBACK with flags", "\x20\x02\x00\x00\x42\x02\x00\x01", "PUBACK"},
+		{"PINGRESP too long", "\x20\x02\x00\x00\xd0\x01\x00", "PINGRESP"},
+		{"type 0", "\x20\x02\x00\x00\x00\x00", "0000"},
+		{"half a PUBACK", "\x20\x02\x00\x00\x40\x02\x00", "EOF"},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := start(t, nil, b.url("tcp"))
+			p.putAll(1, 3)
+			conn, err := b.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			packets.ReadPacket(conn)
+			io.WriteString(conn, row.answer)
+			conn.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, conn) // ends as the publisher hangs up
+			conn.Close()
+			s := b.accept(packets.Accepted)
+			for i := 1; i <= 3; i++ {
+				s.ack(s.publish().MessageID)
+			}
+			p.untilPublished(3)
+			if logs := p.logs.String(); !strings.Contains(logs, row.log) {
+				t.Errorf("no %q in %s", row.log, logs)
+			}
+		})
+	}
+}
+
+func TestHugeLengthAllocatesNothing(t *testing.T) {
+	packet := make([]byte, 4)
+	got := testing.AllocsPerRun(100, func() {
+		receive(strings.NewReader("\x30\xff\xff\xff\x7f"), packet, 0x4002, 0xd000)
+	})
+	if got > 10 {
+		t.Errorf("%v allocations", got)
+	}
+}
+
+func TestPasswordIsReadAnew(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	os.WriteFile(file, []byte("guess4711\n"), 0o600)
+	b := newFakeBroker(t)
+	p := start(t, func(c *config) { c.Username, c.PasswordFile = "joe", file }, b.url("tcp"))
+	for range 3 {
+		s := b.accept(packets.ErrRefusedBadUsernameOrPassword)
+		if !s.connect.UsernameFlag || s.connect.Username != "joe" || string(s.connect.Password) != "guess4711" {
+			t.Errorf("CONNECT %v", s.connect)
+		}
+		s.closed()
+	}
+	os.Remove(file)
+	p.untilLogged("no such file")
+	os.WriteFile(file+".new", []byte("right0815"), 0o600)
+	os.Rename(file+".new", file)
+	for connected := false; !connected; {
+		conn, err := b.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		packet, _ := packets.ReadPacket(conn) // none where the password was missing
+		c, ok := packet.(*packets.ConnectPacket)
+		connected = ok && string(c.Password) == "right0815"
+		if !connected {
+			conn.Close()
+		}
+	}
+	logs := p.logs.String()
+	if strings.Contains(logs, "4711") || strings.Contains(logs, "0815") {
+		t.Errorf("a password in the log: %s", logs)
+	}
+	if n := strings.Count(logs, "level=ERROR"); n != 2 || strings.Count(logs, "check USERNAME, PASSWORD") != 1 {
+		t.Errorf("%d errors, want each reason once: %s", n, logs)
+	}
+}
+
+func (r *running) untilLogged(text string) {
+	r.t.Helper()
+	for end := time.Now().Add(testPatience); !strings.Contains(r.logs.String(), text); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("never logged %q: %s", text, r.logs)
+		}
+	}
+}
+
+func TestFailover(t *testing.T) {
+	first, second := newFakeBroker(t), newFakeBroker(t)
+	address := first.Addr().String()
+	first.Close()
+	p := start(t, nil, first.url("tcp"), second.url("tcp"))
+	s := second.accept(packets.Accepted)
+	p.putAll(1, 1)
+	s.publishes(1, 1, false)
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Skip("the port is taken: ", err)
+	}
+	defer l.Close()
+	first.Listener = l
+	s.Close()
+	s = first.accept(packets.Accepted)
+	s.publishes(1, 1, true)
+	s.Close() // at once, so the second has its turn
+	second.accept(packets.Accepted).publishes(1, 1, true)
+	if n := strings.Count(p.logs.String(), "connect: connection refused"); n != 1 {
+		t.Errorf("%d lines, want the same reason once: %s", n, p.logs)
+	}
+}
+
+// TestBackoff sees the waits between attempts grow, and start over after a connection that held.
+func TestBackoff(t *testing.T) {
+	b := newFakeBroker(t)
+	start(t, nil, b.url("tcp"))
+	last := time.Now()
+	b.accept(packets.ErrRefusedServerUnavailable)
+	for i, units := range []time.Duration{1, 2, 4, 8, 16, 20} {
+		b.accept(packets.ErrRefusedServerUnavailable)
+		waited := time.Since(last)
+		last = time.Now()
+		if least, most := units*backoffUnit, units*backoffUnit*3/2+50*time.Millisecond; waited < least-2*time.Millisecond || waited > most {
+			t.Errorf("wait %d took %v, want %v to %v", i+1, waited, least, most)
+		}
+	}
+	s := b.accept(packets.Accepted)
+	s.quiet(steadyAfter + 20*time.Millisecond)
+	last = time.Now()
+	s.Close()
+	b.accept(packets.Accepted)
+	if waited := time.Since(last); waited > 100*time.Millisecond {
+		t.Errorf("waited %v after a connection that held", waited)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, func(c *config) { c.StatusTopic = "status/1" }, b.url("tcp"))
+	s := b.accept(packets.Accepted)
+	c := s.connect
+	if !c.WillFlag || c.WillTopic != "status/1" || string(c.WillMessage) != "offline" || !c.WillRetain || c.WillQos != 1 {
+		t.Errorf("CONNECT %v", c)
+	}
+	online := func() {
+		m := s.publish()
+		if m.TopicName != "status/1" || string(m.Payload) != "online" || !m.Retain || m.Dup || m.MessageID != statusID {
+			t.Errorf("got %v, want online", m)
+		}
+		s.ack(m.MessageID)
+	}
+	online()
+	p.putAll(1, 2)
+	s.publishes(1, 2, false)
+	s.Close()
+	s = b.accept(packets.Accepted)
+	online()
+	s.ack(s.publishes(1, 2, true)...)
+	p.untilPublished(2)
+
+	p = start(t, nil, b.url("tcp"))
+	if c := b.accept(packets.Accepted).connect; c.WillFlag || c.UsernameFlag || c.PasswordFlag {
+		t.Errorf("CONNECT %v", c)
+	}
+}
+
+func TestKeepAlive(t *testing.T) {
+	t.Run("pings", func(t *testing.T) {
+		t.Parallel()
+		b := newFakeBroker(t)
+		start(t, nil, b.url("tcp"))
+		s := b.accept(packets.Accepted)
+		s.SetReadDeadline(time.Now().Add(testPatience))
+		begin := time.Now()
+		for range 3 {
+			if packet, _ := packets.ReadPacket(s); packet == nil || packet.Details() != (packets.Details{}) {
+				t.Fatalf("got %v, want PINGREQ", packet)
+			}
+		}
+		if took := time.Since(begin); took < 2*pingInterval {
+			t.Errorf("three pings in %v", took)
+		}
+	})
+	t.Run("silence", func(t *testing.T) {
+		t.Parallel()
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		b.accept(packets.Accepted)
+		begin := time.Now()
+		b.accept(packets.Accepted)
+		if took := time.Since(begin); took < brokerTimeout {
+			t.Errorf("given up after %v", took)
+		}
+		p.untilLogged("timeout")
+	})
+	t.Run("late PUBACK", func(t *testing.T) {
+		t.Parallel()
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		p.putAll(1, 5)
+		s := b.accept(packets.Accepted)
+		ids := s.publishes(1, 5, false)
+		s.ack(ids[0], ids[2])
+		s.quiet(testPatience) // but pings are answered
+		s = b.accept(packets.Accepted)
+		s.ack(s.publishes(2, 2, true)...)
+		s.ack(s.publishes(4, 5, true)...)
+		p.untilPublished(5)
+		p.untilLogged("no PUBACK within")
+	})
+	t.Run("the broker does not read", func(t *testing.T) {
+		t.Parallel()
+		b := newFakeBroker(t)
+		p := start(t, func(c *config) { c.QueueMB = 64 }, b.url("tcp"))
+		for range windowSize {
+			p.put(udp, make([]byte, 500_000)) // more than the sockets hold
+		}
+		b.accept(packets.Accepted)
+		b.accept(packets.Accepted)
+		p.untilLogged("timeout")
+		if got := p.stats(); got.dropped != 0 || got.published != 0 {
+			t.Errorf("%+v", got)
+		}
+	})
+	t.Run("no CONNACK", func(t *testing.T) {
+		t.Parallel()
+		b := newFakeBroker(t)
+		start(t, nil, b.url("tcp"))
+		b.Accept()
+		b.accept(packets.Accepted)
+	})
+}
+
+// certificates makes an authority, and a server's and a client's certificate of it, as PEM files.
+func certificates(t *testing.T) (dir string) {
+	dir = t.TempDir()
+	write := func(name, kind string, der []byte) {
+		block := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+		if err := os.WriteFile(filepath.Join(dir, name), block, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var authority *x509.Certificate
+	var authorityKey *ecdsa.PrivateKey
+	for i, name := range []string{"ca", "server", "client"} {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
+			IsCA: name == "ca", BasicConstraintsValid: true,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		}
+		if authority == nil {
+			authority, authorityKey = template, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, authority, &key.PublicKey, authorityKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(name+".pem", "CERTIFICATE", der)
+		write(name+".key", "PRIVATE KEY", keyDER)
+	}
+	return dir
+}
+
+// recorder keeps what a connection brought, before TLS.
+type recorder struct {
+	net.Listener
+	logBuffer
+}
+
+func (r *recorder) Accept() (net.Conn, error) {
+	conn, err := r.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return recorded{conn, &r.logBuffer}, nil
+}
+
+type recorded struct {
+	net.Conn
+	log *logBuffer
+}
+
+func (r recorded) Read(b []byte) (int, error) {
+	n, err := r.Conn.Read(b)
+	r.log.Write(b[:n])
+	return n, err
+}
+
+func TestTLS(t *testing.T) {
+	dir, other := certificates(t), certificates(t)
+	pair, err := tls.LoadX509KeyPair(dir+"/server.pem", dir+"/server.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	authority, _ := os.ReadFile(dir + "/ca.pem")
+	roots.AppendCertsFromPEM(authority)
+
+	for _, row := range []struct {
+		name, ca, client string
+		server           *tls.Config
+		fails            string
+	}{
+		{name: "own authority", ca: dir},
+		{name: "wrong authority", ca: other, fails: "unknown authority"},
+		{name: "system authorities", fails: "unknown authority"},
+		{name: "no such file", ca: "/nonexistent", fails: "no such file"},
+		{name: "client certificate", ca: dir, client: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}},
+		{name: "client certificate, TLS 1.2", ca: dir, client: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: tls.VersionTLS12}},
+		{name: "client certificate missing", ca: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}, fails: "certificate required"},
+		{name: "client certificate wrong", ca: dir, client: other, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}, fails: "tls: "},
+		{name: "TLS 1.1", ca: dir, server: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, fails: "tls: "},
+	} {
+		for _, scheme := range []string{"ssl", "tls", "mqtts"} {
+			t.Run(row.name+" "+scheme, func(t *testing.T) {
+				b := newFakeBroker(t)
+				wire := &recorder{Listener: b.Listener}
+				server := &tls.Config{}
+				if row.server != nil {
+					server = row.server.Clone()
+				}
+				server.Certificates, server.ClientCAs = []tls.Certificate{pair}, roots
+				l := tls.NewListener(wire, server)
+				p := prepare(t, func(c *config) {
+					if row.ca != "" {
+						c.CAFile = row.ca + "/ca.pem"
+					}
+					if row.client != "" {
+						c.CertFile, c.KeyFile = row.client+"/client.pem", row.client+"/client.key"
+					}
+				}, b.url(scheme))
+				p.put(udp, []byte("INVITE sip:secret"))
+				p.start()
+				if row.fails == "" {
+					b.Listener = l
+					s := b.accept(packets.Accepted)
+					s.ack(s.publish().MessageID)
+					p.untilPublished(1)
+				} else {
+					go func() {
+						for {
+							conn, err := l.Accept()
+							if err != nil {
+								return
+							}
+							go io.Copy(io.Discard, conn)
+						}
+					}()
+					p.untilLogged(row.fails)
+					if logs := p.logs.String(); !strings.Contains(logs, "level=ERROR") || !strings.Contains(logs, "CA_FILE") && row.ca != "/nonexistent" {
+						t.Errorf("the log doesn't say what to check: %s", logs)
+					}
+					if got := p.stats(); got.published != 0 || got.messages != 1 {
+						t.Errorf("%+v", got)
+					}
+				}
+				if seen := wire.String(); strings.Contains(seen, "secret") || strings.Contains(seen, "MQTT") {
+					t.Errorf("sent in clear: %q", seen)
+				}
+			})
+		}
+	}
+}
+
+func TestWebsocket(t *testing.T) {
+	dir := certificates(t)
+	for _, scheme := range []string{"ws", "wss"} {
+		t.Run(scheme, func(t *testing.T) {
+			conns := make(chan *websocket.Conn, 1)
+			upgrader := websocket.Upgrader{Subprotocols: []string{"mqtt"}}
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/mqtt" || r.URL.RawQuery != "a=b" {
+					t.Errorf("asked for %v", r.URL)
+				}
+				if conn, err := upgrader.Upgrade(w, r, nil); err == nil {
+					conns <- conn
+				}
+			}))
+			if scheme == "wss" {
+				pair, err := tls.LoadX509KeyPair(dir+"/server.pem", dir+"/server.key")
+				if err != nil {
+					t.Fatal(err)
+				}
+				server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+				server.StartTLS()
+			} else {
+				server.Start()
+			}
+			defer server.Close()
+			broker := &url.URL{Scheme: scheme, Host: server.Listener.Addr().String(), Path: "/mqtt", RawQuery: "a=b"}
+			p := start(t, func(c *config) { c.CAFile = dir + "/ca.pem" }, broker)
+			p.putAll(1, 300)
+			conn := <-conns
+			if conn.Subprotocol() != "mqtt" {
+				t.Errorf("subprotocol %q", conn.Subprotocol())
+			}
+			s := newSession(t, &frames{Conn: conn}, packets.Accepted)
+			for i := 1; i <= 300; i++ {
+				s.ack(s.publishes(i, i, false)...)
+			}
+			p.untilPublished(300)
+		})
+	}
+}
+
+// frames makes a byte stream of WebSocket messages.
+type frames struct {
+	*websocket.Conn
+	r io.Reader
+}
+
+func (f *frames) Read(b []byte) (int, error) {
+	for {
+		if f.r == nil {
+			var err error
+			if _, f.r, err = f.NextReader(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := f.r.Read(b)
+		if err == io.EOF {
+			f.r, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+func (f *frames) Write(b []byte) (int, error) {
+	return len(b), f.WriteMessage(websocket.BinaryMessage, b)
+}
+func (f *frames) SetDeadline(t time.Time) error { return f.SetReadDeadline(t) }
+
+// sink is a broker that acknowledges everything as fast as it can.
+func sink(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			r, w := bufio.NewReaderSize(conn, 64<<10), bufio.NewWriter(conn)
+			for {
+				first, _ := r.ReadByte()
+				length, err := binary.ReadUvarint(r) // the same encoding as MQTT's
+				if err != nil {
+					return
+				}
+				switch first >> 4 {
+				case packets.Connect:
+					w.Write([]byte{0x20, 2, 0, 0})
+				case packets.Pingreq:
+					w.Write([]byte{0xd0, 0})
+				case packets.Publish:
+					topic, _ := r.Peek(2)
+					skip := 2 + int(binary.BigEndian.Uint16(topic))
+					head, _ := r.Peek(skip + 2)
+					w.Write([]byte{0x40, 2, head[skip], head[skip+1]})
+				}
+				r.Discard(int(length))
+				if r.Buffered() == 0 {
+					w.Flush()
+				}
+			}
+		}()
+	}
+}
+
+// BenchmarkPublish compares the publisher with a bare loop over paho's client, with the same window and
+// payloads, over loopback to the same sink, whose work is part of both figures.
+func BenchmarkPublish(b *testing.B) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	go sink(l)
+	broker := &url.URL{Scheme: "tcp", Host: l.Addr().String()}
+	envelope := []byte(payload(1))
+	measure := func(b *testing.B, loop func()) {
+		var before, after syscall.Rusage
+		b.ReportAllocs()
+		b.ResetTimer()
+		syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+		loop()
+		syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+		cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+		b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
+	}
+	b.Run("publisher", func(b *testing.B) {
+		cfg := &config{brokers: []*url.URL{broker}, Topic: "sip", ClientID: "bench", QueueMB: 1, PcapFile: "x"}
+		p := newPublisher(cfg, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(context.Background())
+		drain, done := make(chan struct{}), make(chan struct{})
+		go func() { p.run(ctx, drain); close(done) }()
+		for !p.stats().connected {
+			time.Sleep(time.Millisecond)
+		}
+		measure(b, func() {
+			for range b.N {
+				p.put(udp, envelope)
+			}
+			for p.stats().published < uint64(b.N) {
+				time.Sleep(50 * time.Microsecond)
+			}
+		})
+		cancel()
+		<-done
+	})
+	b.Run("paho", func(b *testing.B) {
+		options := mqtt.NewClientOptions().AddBroker(broker.String()).SetProtocolVersion(4).SetAutoReconnect(false)
+		client := mqtt.NewClient(options)
+		if token := client.Connect(); token.Wait() && token.Error() != nil {
+			b.Fatal(token.Error())
+		}
+		measure(b, func() {
+			window := make(chan mqtt.Token, windowSize)
+			acknowledged := make(chan struct{})
+			go func() {
+				for token := range window {
+					token.Wait()
+				}
+				close(acknowledged)
+			}()
+			for range b.N {
+				window <- client.Publish("sip", 1, false, envelope)
+			}
+			close(window)
+			<-acknowledged
+		})
+		client.Disconnect(0)
+	})
+}
