@@ -34,8 +34,13 @@ type decoder struct {
 	counters   *counters
 	found      func(*message) // takes every message; must not keep its bytes
 	assemblies map[assemblyKey]*assembly
-	order      list.List // of *assembly, the one that was left alone the longest first
-	held       int       // bytes
+	order      list.List    // of *assembly, the one that was left alone the longest first
+	held       int          // bytes
+	orphans    [32]struct { // segments of no flow, overwritten in turn: the beginning of a stream may come behind them
+		key assemblyKey
+		part
+	}
+	orphan int // the next to be overwritten
 
 	// Of the frame in hand:
 	message    message // its addresses are those of the innermost packet so far
@@ -414,10 +419,18 @@ func (d *decoder) tcp(b []byte) {
 	}
 	if a == nil {
 		if _, sip, _ := find(p.data); sip == no {
+			o := &d.orphans[d.orphan%len(d.orphans)]
+			o.key, o.position, o.time, o.data = key, p.position, p.time, append(o.data[:0], p.data...)
+			d.orphan++
 			return
 		}
 		a = d.add(key)
 		a.position = p.position
+		for _, o := range d.orphans {
+			if ahead := a.ahead(o.part); o.key == key && ahead > 0 && ahead < window {
+				d.take(a, o.part)
+			}
+		}
 	}
 	a.touched = frame.time
 	d.order.MoveToBack(a.place)

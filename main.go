@@ -38,13 +38,13 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	_ "embed"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -106,7 +106,7 @@ type config struct {
 	Brokers          []string      `env:"BROKER" envDefault:"tcp://localhost:1883" want:"URLs such as tcp://broker.example:1883, with tcp, mqtt, ssl, tls, mqtts, ws or wss, without credentials (see USERNAME)"`
 	Topic            string        `env:"TOPIC" want:"the topic to publish to, without the wildcards + and #"`
 	ClientID         string        `env:"CLIENT_ID" want:"at most 65535 bytes of text"`
-	Username         string        `env:"USERNAME" want:"the user that the password belongs to"`
+	Username         string        `env:"USERNAME" want:"the user that the password belongs to, at most 65535 bytes of text"`
 	Password         string        `env:"PASSWORD"`
 	PasswordFile     string        `env:"PASSWORD_FILE" want:"a file with a password, and no PASSWORD"`
 	CAFile           string        `env:"CA_FILE"`
@@ -156,7 +156,10 @@ func configure() (*config, error) {
 	check(cfg.StatusTopic == "" || isTopic(cfg.StatusTopic) && cfg.StatusTopic != cfg.Topic, "STATUS_TOPIC")
 	check(len(cfg.ClientID) < 65536 && utf8.ValidString(cfg.ClientID), "CLIENT_ID")
 	check(cfg.Password == "" || cfg.PasswordFile == "", "PASSWORD_FILE")
-	check(cfg.Username != "" || cfg.Password+cfg.PasswordFile == "", "USERNAME")
+	if len(cfg.Password) > 65535 {
+		note(errors.New("PASSWORD: too long; want at most 65535 bytes"))
+	}
+	check(len(cfg.Username) < 65536 && utf8.ValidString(cfg.Username) && (cfg.Username != "" || cfg.Password+cfg.PasswordFile == ""), "USERNAME")
 	_, port, err := net.SplitHostPort(cfg.MetricsAddr)
 	check(cfg.MetricsAddr == "" || err == nil && isPort(port), "METRICS_ADDR")
 	for _, text := range cfg.Brokers {
@@ -202,6 +205,9 @@ func (c *config) checkSources(note func(error)) layers.LinkType {
 			return layers.LinkTypeEthernet
 		}
 		defer handle.Close()
+		if !slices.Contains(linkTypes, handle.LinkType()) {
+			note(fmt.Errorf("PCAP_FILE: %q has link type %s; want Ethernet, Linux cooked, raw IP or loopback", c.PcapFile, handle.LinkType()))
+		}
 		return handle.LinkType()
 	}
 	var there []string
@@ -209,12 +215,13 @@ func (c *config) checkSources(note func(error)) layers.LinkType {
 	for _, i := range interfaces {
 		there = append(there, i.Name)
 	}
-	for i, device := range c.Interfaces {
-		device = strings.TrimSpace(device)
-		if slices.Contains(c.Interfaces[:i], device) || !slices.Contains(there, device) && (device != "any" || len(c.Interfaces) > 1) {
-			note(fmt.Errorf("INTERFACE: %q; want any, or each once of %s", device, strings.Join(there, ", ")))
-		}
-		c.Interfaces[i] = device
+	wrong := len(c.Interfaces) > 1 && slices.Contains(c.Interfaces, "any")
+	for i := range c.Interfaces {
+		c.Interfaces[i] = strings.TrimSpace(c.Interfaces[i])
+		wrong = wrong || slices.Contains(c.Interfaces[:i], c.Interfaces[i]) || !slices.Contains(append(there, "any"), c.Interfaces[i])
+	}
+	if wrong {
+		note(fmt.Errorf("INTERFACE: %q; want any, or each once of %s", os.Getenv("INTERFACE"), strings.Join(there, ", ")))
 	}
 	if c.Interfaces[0] == "any" {
 		return layers.LinkTypeLinuxSLL
@@ -245,14 +252,18 @@ func (c *config) password() (string, error) {
 	if c.PasswordFile == "" {
 		return c.Password, nil
 	}
-	text, err := readFile("PASSWORD_FILE", c.PasswordFile)
-	return strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r"), err
+	text, err := os.ReadFile(c.PasswordFile)
+	password := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
+	if err != nil || password == "" || len(password) > 65535 {
+		return "", fmt.Errorf("PASSWORD_FILE: %q; want a file with a password: %w", c.PasswordFile, cmp.Or(err, errors.New("it is empty, or over 65535 bytes")))
+	}
+	return password, nil
 }
 
-func readFile(variable, path string) ([]byte, error) {
+func readPEM(variable, path string) ([]byte, error) {
 	text, err := os.ReadFile(path)
-	if err != nil || len(bytes.TrimSpace(text)) == 0 {
-		return nil, fmt.Errorf("%s: %q; want a file that can be read and isn't empty: %v", variable, path, err)
+	if block, _ := pem.Decode(text); block == nil {
+		return nil, fmt.Errorf("%s: %q; want a PEM file: %w", variable, path, cmp.Or(err, errors.New("there is no PEM in it")))
 	}
 	return text, nil
 }
@@ -264,14 +275,14 @@ func (c *config) tlsConfig(broker *url.URL) (*tls.Config, error) {
 	var authority, certificate, key []byte
 	var failed [3]error
 	if c.CAFile != "" {
-		authority, failed[0] = readFile("CA_FILE", c.CAFile)
+		authority, failed[0] = readPEM("CA_FILE", c.CAFile)
 		if config.RootCAs = x509.NewCertPool(); failed[0] == nil && !config.RootCAs.AppendCertsFromPEM(authority) {
 			failed[0] = fmt.Errorf("CA_FILE: %q; want certificates in PEM form", c.CAFile)
 		}
 	}
 	if c.CertFile+c.KeyFile != "" {
-		certificate, failed[1] = readFile("CERT_FILE", c.CertFile)
-		key, failed[2] = readFile("KEY_FILE", c.KeyFile)
+		certificate, failed[1] = readPEM("CERT_FILE", c.CertFile)
+		key, failed[2] = readPEM("KEY_FILE", c.KeyFile)
 		pair, err := tls.X509KeyPair(certificate, key)
 		if err != nil && failed[1] == nil && failed[2] == nil {
 			failed[1] = fmt.Errorf("CERT_FILE: %q; want a certificate in PEM form, its key in KEY_FILE: %w", c.CertFile, err)
@@ -289,24 +300,24 @@ func run(args []string, stdout io.Writer) error {
 	if build, ok := debug.ReadBuildInfo(); ok {
 		version = cmp.Or(version, build.Main.Version)
 	}
-	mode := strings.Join(args, " ")
+	mode := fmt.Sprintf("%q", args)
 	switch mode {
-	case "-version":
+	case `["-version"]`:
 		fmt.Fprintln(stdout, version)
 		return nil
-	case "-help":
+	case `["-help"]`:
 		manual, _, _ := strings.Cut(source, "package main")
 		fmt.Fprint(stdout, regexp.MustCompile(`(?m)^// ?`).ReplaceAllString(manual, ""))
 		return nil
-	case "", "-check":
+	case "[]", `["-check"]`:
 	default:
-		return configError(fmt.Sprintf("arguments: %q; want none, or one of -check, -version, -help; everything else is set in the environment", mode))
+		return configError("arguments: " + mode + "; want none, or one of -check, -version, -help; everything else is set in the environment")
 	}
 	cfg, err := configure()
 	if err != nil {
 		return err
 	}
-	if mode == "-check" {
+	if mode != "[]" {
 		fmt.Fprintln(stdout, "configuration ok")
 		return nil
 	}

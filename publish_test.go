@@ -856,7 +856,7 @@ func TestStatus(t *testing.T) {
 	s.ack(s.publishes(1, 2, true)...)
 	p.untilPublished(2)
 
-	p = start(t, nil, b.url("tcp"))
+	start(t, nil, b.url("tcp"))
 	if c := b.accept(packets.Accepted).connect; c.WillFlag || c.UsernameFlag || c.PasswordFlag {
 		t.Errorf("CONNECT %v", c)
 	}
