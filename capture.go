@@ -269,8 +269,9 @@ type assembly struct {
 	waiting  []part    // what came too early, by position
 	held     int       // bytes that all this costs
 
-	total, next int  // of a datagram: its length, 0 until the last fragment came; the protocol in its first fragment
-	dead        bool // the datagram was discarded; what still comes of it must not begin another one
+	total, reach int  // of a datagram: its length, 0 until the last fragment came; where the fragment farthest behind ends
+	next         int  // the protocol in its first fragment
+	dead         bool // the datagram was discarded; what still comes of it must not begin another one
 
 	sip, framed     bool   // of a flow: a start line was seen; framing is right (else it hunts for the next start line)
 	webSocket, open bool   // framed by RFC 6455, not by Content-Length; a WebSocket message has begun
@@ -380,15 +381,16 @@ func (d *decoder) reassemble(key assemblyKey, next, offset int, more bool, data 
 		a.next = next
 	}
 	overlap := d.take(a, part{uint32(offset), d.message.time, data}) || !more && a.total > 0 && a.total != end
+	a.reach = max(a.reach, end)
 	if !more {
 		a.total = end
 	}
 	switch {
 	case d.missing > 0:
 		d.counters.truncated.Add(1)
-	case overlap || a.total > 0 && len(a.buffer) > a.total:
+	case overlap || a.total > 0 && a.reach > a.total:
 		d.counters.fragment.Add(1)
-	case len(a.buffer) == a.total:
+	case a.total > 0 && len(a.buffer) == a.total:
 		d.forget(a)
 		return a.buffer, a.next
 	default:
@@ -405,7 +407,7 @@ func (d *decoder) tcp(b []byte) {
 	d.ports(b)
 	header, flags := d.u8(b, 12)>>4*4, d.u8(b, 13)
 	p, frame := part{d.u32(b, 4, 4), d.message.time, d.tail(b, header)}, d.message
-	if d.bad = header < 20; d.bad || d.short {
+	if d.bad = !d.short && header < 20; d.bad || d.short {
 		return
 	}
 	if flags&syn != 0 {
@@ -427,20 +429,19 @@ func (d *decoder) tcp(b []byte) {
 		a = d.add(key)
 		a.position = p.position
 		for _, o := range d.orphans {
-			if ahead := a.ahead(o.part); o.key == key && ahead > 0 && ahead < window {
+			if ahead := a.ahead(o.part); o.key == key && ahead > 0 && ahead < window && frame.time.Sub(o.time) <= gapAge {
 				d.take(a, o.part)
 			}
 		}
 	}
 	a.touched = frame.time
 	d.order.MoveToBack(a.place)
-	if d.missing > 0 {
+	d.take(a, p)
+	if end := p.position + uint32(len(p.data)+d.missing); d.missing > 0 && int32(end-a.position) > 0 {
 		d.counters.truncated.Add(1)
 		a.restart()
-		a.position = p.position + uint32(len(p.data)+d.missing)
-		return
+		a.position = end
 	}
-	d.take(a, p)
 	if len(a.waiting) > 0 && (a.held > maxWaiting || frame.time.Sub(a.waiting[0].time) > gapAge) {
 		d.giveUp(a)
 	}
@@ -538,11 +539,12 @@ func (d *decoder) webSocket(a *assembly, b []byte) (rest []byte, more bool) {
 		return b, false
 	case opcode > 2 && opcode < 8 || opcode > 10: // an extension, or not WebSocket at all
 		d.lose(a)
-		return nil, false
+		return b[1:], true
 	case length > maxMessage || opcode == 0 && len(a.payload)+length > maxMessage:
 		d.counters.oversize.Add(1)
 		a.restart()
-		return nil, false
+		_, rest = cutLine(b[header:])
+		return rest, true
 	case len(b) < header+length:
 		return b, false
 	case opcode == 1 || opcode == 2:
@@ -563,23 +565,25 @@ func (d *decoder) webSocket(a *assembly, b []byte) (rest []byte, more bool) {
 // webSocketFrame reads the header of a frame; it is 0 bytes long until it is complete. Without a mask the key is zero. Lengths that need 64 bits
 // are too long in any case.
 func webSocketFrame(b []byte) (header, length int, key [4]byte) {
-	if len(b) < 2 || b[1]&127 == 126 && len(b) < 4 {
+	if len(b) < 2 {
 		return 0, 0, key
 	}
 	header, length = 2, int(b[1]&127)
+	if length > 125 {
+		header = 4 + 6*(length-126)
+	}
+	mask := 4 * int(b[1]>>7)
+	if len(b) < header+mask {
+		return 0, 0, key
+	}
 	switch length {
 	case 126:
-		header, length = 4, int(binary.BigEndian.Uint16(b[2:]))
+		length = int(binary.BigEndian.Uint16(b[2:]))
 	case 127:
 		length = maxMessage + 1
 	}
-	if masked := b[1]&128 != 0; masked {
-		if header += 4; len(b) < header {
-			return 0, 0, key
-		}
-		key = [4]byte(b[header-4:])
-	}
-	return header, length, key
+	copy(key[:mask], b[header:])
+	return header + mask, length, key
 }
 
 func appendUnmasked(to, payload []byte, key [4]byte) []byte {
@@ -614,11 +618,8 @@ func webSocketStart(b []byte) verdict {
 		return no
 	}
 	header, length, key := webSocketFrame(b)
-	switch {
-	case header == 0:
+	if header == 0 {
 		return maybe
-	case length > maxMessage:
-		return no
 	}
 	payload := appendUnmasked(nil, b[header:min(len(b), header+length)], key)
 	sip := startLine(bytes.TrimLeft(payload, "\r\n"))

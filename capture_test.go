@@ -5,11 +5,12 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"regexp"
-	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+	"github.com/google/gopacket/pcap"
 )
 
 // request and response are whole messages, with a Content-Length and a Call-ID that tells them apart.
@@ -77,7 +79,7 @@ func TestCapture(t *testing.T) {
 			}
 			p.flush()
 			if !slices.Equal(p.messages, row.want) {
-				t.Errorf("got\n%s\nwant\n%s", list(p.messages), list(row.want))
+				t.Errorf("got\n%s\nwant\n%s", listed(p.messages), listed(row.want))
 			}
 			if counts := p.counted(t); counts != row.counts {
 				t.Errorf("counted %q, want %q", counts, row.counts)
@@ -86,7 +88,7 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-func list(messages []seen) string {
+func listed(messages []seen) string {
 	var lines []string
 	for _, m := range messages {
 		lines = append(lines, "\t"+m.String())
@@ -176,7 +178,7 @@ func networkRows() []captureRow {
 			repeated(tcp, 2000, short[:23]+"l:0\r\n\r\n"), ""},
 		{"wrong checksums", ethernet, each(wrongChecksum(over4(m, ethernetHeader()), 24, 40), wrongChecksum(over6(m, ethernetHeader()), 60)), []seen{datagram4(0, m), datagram6(1, m)}, ""},
 		{"wrong checksum, TCP", ethernet, each(wrongChecksum(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(m)), 24, 50)), []seen{{tcp, src4, dst4, 0, 0, m}}, ""},
-		{"UDP without a checksum", ethernet, each(build(ethernetHeader(), ipv4Header(), asIs(octets()), udpWithoutChecksum(len(m)), data(m))), []seen{datagram4(0, m)}, ""},
+		{"UDP without a checksum", ethernet, each(build(ethernetHeader(), ipv4Header(), udpWithoutChecksum(len(m)), data(m))), []seen{datagram4(0, m)}, ""},
 		{"TCP options", ethernet, each(tcpOptions(m)), []seen{{tcp, src4, dst4, 0, 0, m}}, ""},
 		{"an empty frame", ethernet, each([]byte{}), nil, "packets_invalid 1"},
 		{"IPv4 header too short", ethernet, each(change(over4(m, ethernetHeader()), 14, 0x44)), nil, "packets_invalid 1"},
@@ -224,7 +226,9 @@ func wrongChecksum(frame []byte, at ...int) []byte {
 }
 
 func udpWithoutChecksum(size int) header {
-	return octets(0x13, 0xc4, 0x13, 0xc4, byte((size+8)>>8), byte(size+8), 0, 0)
+	h := octets(0x13, 0xc4, 0x13, 0xc4, byte((size+8)>>8), byte(size+8), 0, 0)
+	h.protocol = layers.IPProtocolUDP
+	return h
 }
 
 // tcpOptions has timestamps, as nearly every segment has.
@@ -444,40 +448,1168 @@ func tunnelRows() (rows []captureRow) {
 	other := slices.Clone(mirrored)
 	other[3] = vxlanHeader(8)
 	stream := request("INVITE", "stream", "")
-	segment := func(seq uint32, text string) []byte { return build(append(mirrored, tcpHeader(40000, 5060, seq, "P"), data(text))...) }
+	segment := func(seq uint32, text string) []byte {
+		return build(append(mirrored, tcpHeader(40000, 5060, seq, "P"), data(text))...)
+	}
 	rows = append(rows,
 		captureRow{"fragments inside a tunnel", ethernet, each(inside[1], inside[0]), []seen{datagram4(1, long)}, ""},
 		captureRow{"a tunnel in fragments", ethernet, each(around[1], around[0]), []seen{datagram4(1, long)}, ""},
 		captureRow{"fragments inside a tunnel in fragments", ethernet,
-			each(slices.Concat(fragments(mirror4, slices.Concat(vxlan[2:], []header{octets(inside[0][14+20+8+8+14:]...)}), 6, 400),
-				fragments(mirror4, slices.Concat(vxlan[2:], []header{octets(inside[1][14+20+8+8+14:]...)}), 7, 400))...), nil, ""},
+			each(slices.Concat(fragments(mirror4, append(slices.Clone(vxlan[2:]), packet4(inside[0])), 6, 400), fragments(mirror4, append(slices.Clone(vxlan[2:]), packet4(inside[1])), 7, 400))...),
+			[]seen{datagram4(3, long)}, ""},
 		captureRow{"the same id in another VXLAN", ethernet, each(inside[0], fragments(other, []header{udpHeader(5060, 5060), data(long)}, 5, 800)[1]), nil, "fragment 2"},
 		captureRow{"a stream inside a tunnel", ethernet, each(segment(1, stream[:50]), segment(51, stream[50:])), []seen{{tcp, client.src, client.dst, 1, 0, stream}}, ""},
 		captureRow{"PPTP's GRE is another protocol", ethernet, each(build(ethernetHeader(), ipv4Header(), octets47(0x30, 0x01, 0x88, 0x0b, 0, 4, 0, 1, 0, 0, 0, 1, 1, 2, 3, 4))), nil, ""},
-		captureRow{"VXLAN cut by the mirror", ethernet, each(build(append(slices.Clone(vxlan), octets(over4(m)[:100]...))...)), nil, "truncated 1"},
+		captureRow{"VXLAN cut by the mirror", ethernet, each(build(append(slices.Clone(vxlan), packet4(append(make([]byte, tunnelled), over4(m)[:100]...)))...)), nil, "truncated 1"},
 	)
-	// What octets carried there had no EtherType; it is put in by hand.
-	for i := range rows {
-		if rows[i].name == "fragments inside a tunnel in fragments" {
-			tunnelled := func(id uint32, b []byte) [][]byte {
-				packet := octets(b[14+20+8+8+14:]...)
-				packet.etherType = layers.EthernetTypeIPv4
-				return fragments(mirror4, slices.Concat(vxlan[2:], []header{packet}), id, 400)
-			}
-			rows[i].frames = each(slices.Concat(tunnelled(6, inside[0]), tunnelled(7, inside[1]))...)
-			rows[i].want = []seen{datagram4(len(rows[i].frames)-1, long)}
-		}
-		if rows[i].name == "VXLAN cut by the mirror" {
-			packet := octets(over4(m)[:100]...)
-			packet.etherType = layers.EthernetTypeIPv4
-			rows[i].frames = each(build(append(slices.Clone(vxlan), packet)...))
-		}
-	}
 	return rows
 }
 
+const tunnelled = 14 + 20 + 8 + 8 + 14 // bytes before the inner IP header in VXLAN over IPv4
+
+// packet4 is the inner packet of a frame of VXLAN over IPv4, as it is.
+func packet4(frame []byte) header {
+	h := octets(frame[tunnelled:]...)
+	h.etherType = layers.EthernetTypeIPv4
+	return h
+}
+
+// octets47 is named as GRE.
 func octets47(b ...byte) header {
 	h := octets(b...)
 	h.protocol = layers.IPProtocolGRE
 	return h
+}
+
+// startLines are start lines, and what is none, as contract and RFC 3261 §7 have them.
+var startLines = []struct {
+	line string
+	sip  bool
+}{
+	{"INVITE sip:bob@example.org SIP/2.0\r\n", true},
+	{"INVITE sip:bob@example.org SIP/2.0\n", true},
+	{"INVITE sip:bob@example.org sip/2.0\r\n", true},
+	{"INVITE sip:bob@example.org SiP/2.0\r\nVia: x\r\n\r\n", true},
+	{"invite sip:bob@example.org SIP/2.0\r\n", true},
+	{"X sip:bob@example.org SIP/2.0\r\n", true},
+	{"A-.!%*_+`'~9 sip:a SIP/2.0\r\n", true},
+	{"911 sip:a SIP/2.0\r\n", true},
+	{"SIP sip:a SIP/2.0\r\n", true},
+	{"OPTIONS tel:+1-201-555-0123 SIP/2.0\r\n", true},
+	{"OPTIONS * SIP/2.0\r\n", true},
+	{"OPTIONS sip:a b c SIP/2.0\r\n", true},
+	{"OPTIONS sip:\xff\x00\x80 SIP/2.0\r\n", true},
+	{"OPTIONS SIP/2.0 SIP/2.0\r\n", true},
+	{"OPTIONS " + strings.Repeat("u", 10000) + " SIP/2.0\r\n", true},
+	{"SIP/2.0 200 OK\r\n", true},
+	{"SIP/2.0 200 OK\n", true},
+	{"sip/2.0 200 OK\r\n", true},
+	{"SIP/2.0 200 \r\n", true},
+	{"SIP/2.0 200\r\n", true},
+	{"SIP/2.0 200\n", true},
+	{"SIP/2.0 999 \xff\x00 \r\n", true},
+	{"SIP/2.0 180 Ringing SIP/2.0\r\n", true},
+	{"", false},
+	{"\r\n", false},
+	{"INVITE sip:bob@example.org SIP/2.0", false},
+	{"INVITE sip:bob@example.org SIP/2.0\r", false},
+	{"INVITE sip:bob@example.org SIP/2.0 \r\n", false},
+	{"INVITE sip:bob@example.org SIP/2.0\r\r\n", false},
+	{"INVITE sip:bob@example.org SIP/2.1\r\n", false},
+	{"INVITE sip:bob@example.org SIP/2.00\r\n", false},
+	{"INVITE sip:bob@example.org XSIP/2.0\r\n", false},
+	{"INVITE sip:bob@example.org\tSIP/2.0\r\n", false},
+	{"INVITE SIP/2.0\r\n", false},
+	{"INVITE  SIP/2.0\r\n", false},
+	{"INVITE\r\n", false},
+	{" INVITE sip:bob@example.org SIP/2.0\r\n", false},
+	{"INV(ITE sip:bob@example.org SIP/2.0\r\n", false},
+	{"INVITE: sip:bob@example.org SIP/2.0\r\n", false},
+	{"INV\x80TE sip:bob@example.org SIP/2.0\r\n", false},
+	{"INV\xc3\x89TE sip:bob@example.org SIP/2.0\r\n", false},
+	{"\x00INVITE sip:bob@example.org SIP/2.0\r\n", false},
+	{"SIP/2.0 20 OK\r\n", false},
+	{"SIP/2.0 2000 OK\r\n", false},
+	{"SIP/2.0 200OK\r\n", false},
+	{"SIP/2.0 2x0 OK\r\n", false},
+	{"SIP/2.0  200 OK\r\n", false},
+	{"SIP/2.0 200\tOK\r\n", false},
+	{"SIP/2.0\r\n", false},
+	{"SIP/2.0", false},
+	{"SIP/1.0 200 OK\r\n", false},
+	{"SIP/2.0 200 OK", false},
+	{"HTTP/1.1 200 OK\r\n", false},
+	{"GET / HTTP/1.1\r\n", false},
+	{"DESCRIBE rtsp://example.org RTSP/1.0\r\n", false},
+	{"SSH-2.0-OpenSSH_9.2\r\n", false},
+	{"MSRP d93kswow SEND\r\n", false},
+}
+
+// TestStartLine also tests that no prefix of a start line is taken for something else: a stream may end anywhere.
+func TestStartLine(t *testing.T) {
+	for _, row := range startLines {
+		if got := startLine([]byte(row.line)); (got == yes) != row.sip {
+			t.Errorf("%.80q: %d, want SIP: %v", row.line, got, row.sip)
+		}
+		line, _, _ := strings.Cut(row.line, "\n")
+		for i := range len(line) {
+			if got := startLine([]byte(line[:i])); row.sip && got != maybe {
+				t.Errorf("%.80q: %d, want that more may make it SIP", line[:i], got)
+			} else if got == yes {
+				t.Errorf("%.80q: it has no end yet", line[:i])
+			}
+		}
+	}
+}
+
+// datagramRows: the payload is the message, byte for byte.
+func datagramRows() (rows []captureRow) {
+	for i, line := range startLines {
+		row := captureRow{name: fmt.Sprintf("datagram, start line %d", i), link: ethernet, frames: each(over4(line.line, ethernetHeader()))}
+		if line.sip {
+			row.want = []seen{datagram4(0, line.line)}
+		}
+		rows = append(rows, row)
+	}
+	add := func(name, raw string) {
+		rows = append(rows, captureRow{"datagram: " + name, ethernet, each(over4(raw, ethernetHeader())), []seen{datagram4(0, raw)}, ""})
+	}
+	m := request("INVITE", "datagram", "v=0\r\n")
+	add("CRLFs before it are part of it", "\r\n\r\n"+m)
+	add("Content-Length too small", strings.Replace(m, "Content-Length: 5", "Content-Length: 1", 1))
+	add("Content-Length too large", strings.Replace(m, "Content-Length: 5", "Content-Length: 9999", 1))
+	add("Content-Length negative", strings.Replace(m, "Content-Length: 5", "Content-Length: -1", 1))
+	add("no Content-Length", strings.Replace(m, "Content-Length: 5\r\n", "", 1))
+	add("no end of headers", "INVITE sip:a SIP/2.0\r\nVia: x")
+	add("a folded first header", "INVITE sip:a SIP/2.0\r\n folded\r\nVia: x\r\n\r\n")
+	add("every byte", string(binaryMessage()))
+	add("two messages are one", m+m)
+	add("bytes behind the body", m+"\x00\x00\x00")
+	ports := build(ethernetHeader(), ipv4Header(), udpHeader(1234, 4321), data(m))
+	return append(rows,
+		captureRow{"datagram: any port", ethernet, each(ports), []seen{{udp, "192.0.2.1:1234", "198.51.100.2:4321", 0, 0, m}}, ""},
+		captureRow{"datagram: SIP on the port of a tunnel", ethernet, each(build(ethernetHeader(), ipv4Header(), udpHeader(5060, 4789), data(m))),
+			[]seen{{udp, src4, "198.51.100.2:4789", 0, 0, m}}, ""},
+		captureRow{"datagram: a retransmission is another message", ethernet, each(over4(m, ethernetHeader()), over4(m, ethernetHeader())), []seen{datagram4(0, m), datagram4(1, m)}, ""},
+		captureRow{"datagram: IPv4 addresses mapped into IPv6 stay IPv6", ethernet,
+			each(build(ethernetHeader(), ipv6Header("2001:db8::ffff:1:2", "fe80::1"), udpHeader(5060, 5061), data(m))), []seen{{udp, "[2001:db8::ffff:1:2]:5060", "[fe80::1]:5061", 0, 0, m}}, ""})
+}
+
+// truncatedRows: the snap length has cut the frame.
+func truncatedRows() (rows []captureRow) {
+	m, next := request("INVITE", "cut", strings.Repeat("a=cut\r\n", 50)), request("BYE", "next", "")
+	whole := over4(m, ethernetHeader())
+	add := func(name string, counts string, want []seen, frames ...caught) {
+		for i := range frames {
+			frames[i].at = time.Duration(i) * time.Millisecond
+		}
+		rows = append(rows, captureRow{"cut: " + name, ethernet, frames, want, counts})
+	}
+	all := func(frame []byte) caught { return caught{data: frame} }
+	add("a datagram in its body", "truncated 1", nil, cutTo(200, whole))
+	add("a datagram by one byte", "truncated 1", nil, cutTo(len(whole)-1, whole))
+	add("a datagram in its start line", "truncated 1", nil, cutTo(14+20+8+9, whole))
+	add("a datagram in its Ethernet header", "truncated 1", nil, cutTo(10, whole))
+	add("a datagram in its IPv4 header", "truncated 1", nil, cutTo(14+15, whole))
+	add("a datagram in its UDP header", "truncated 1", nil, cutTo(14+20+6, whole))
+	add("a datagram in an IPv6 extension header", "truncated 1", nil, cutTo(14+40+3, build(ethernetHeader(), ipv6Header(), extensionHeader(0, 8), udpHeader(5060, 5060), data(m))))
+	add("IPv6", "truncated 1", nil, cutTo(200, over6(m, ethernetHeader())))
+	add("only a trailer", "", []seen{datagram4(0, m)}, cutTo(len(whole), append(slices.Clone(whole), 0, 0, 0, 0)))
+	add("RTP", "", nil, cutTo(100, over4("\x80\x00"+strings.Repeat("rtp", 100), ethernetHeader())))
+	add("DNS", "", nil, cutTo(60, over4("\x12\x34\x01\x00\x00\x01"+strings.Repeat("\x00", 100), ethernetHeader())))
+	add("ARP", "", nil, cutTo(20, build(ethernetHeader(), arp())))
+	add("ICMP", "", nil, cutTo(50, build(ethernetHeader(), ipv4Header(), icmp(), data(m))))
+	add("in a tunnel", "truncated 1", nil, cutTo(200, over4(m, ethernetHeader(), ipv4Header("10.0.0.1", "10.0.0.2"), udpHeader(1, 4789), vxlanHeader(1), ethernetHeader())))
+	add("a tunnel in its header", "truncated 1", nil, cutTo(46, over4(m, ethernetHeader(), ipv4Header("10.0.0.1", "10.0.0.2"), udpHeader(1, 4789), vxlanHeader(1), ethernetHeader())))
+	pieces := fragments([]header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(m)}, 7, 200)
+	add("a first fragment", "truncated 1", nil, cutTo(100, pieces[0]), all(pieces[1]))
+	add("a last fragment", "truncated 1", nil, all(pieces[0]), cutTo(100, pieces[1]))
+	add("both fragments", "truncated 1", nil, cutTo(100, pieces[0]), cutTo(100, pieces[1]))
+	add("fragments in the other order", "truncated 1", nil, cutTo(100, pieces[1]), all(pieces[0]))
+	chunk := build(ethernetHeader(), ipv4Header(), sctpHeader(5060, 5060), dataChunk(3, next), dataChunk(3, m))
+	add("SCTP in its second message", "truncated 1", []seen{{sctp, src4, dst4, 0, 0, next}}, cutTo(len(chunk)-100, chunk))
+	add("SCTP in its header", "truncated 1", nil, cutTo(14+20+10, chunk))
+	segment := client.segment(0, "P", m)
+	following := client.segment(len(m), "P", next)
+	add("a segment", "truncated 1", nil, cutTo(200, segment))
+	add("a segment, and the stream goes on", "truncated 1", []seen{fromClient(1, 0, next)}, cutTo(200, segment), all(following))
+	add("a segment in its header", "truncated 1", nil, cutTo(14+20+10, segment))
+	add("a segment in its start line", "truncated 1", nil, cutTo(14+20+20+7, segment))
+	add("the second half of a message", "truncated 1", []seen{fromClient(2, 0, next)}, all(client.segment(0, "P", m[:100])), cutTo(100, client.segment(100, "P", m[100:])), all(following))
+	two := client.segment(0, "P", next+m)
+	add("a segment behind a whole message", "truncated 1", []seen{fromClient(0, 0, next)}, cutTo(len(two)-100, two))
+	add("a segment that is no SIP", "", nil, cutTo(100, client.segment(0, "P", "\x17\x03\x03\x01\x00"+strings.Repeat("tls", 100))))
+	return rows
+}
+
+func arp() header {
+	h := octets(0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 198, 51, 100, 2)
+	h.etherType = layers.EthernetTypeARP
+	return h
+}
+
+func icmp() header {
+	h := octets(3, 3, 0, 0, 0, 0, 0, 0)
+	h.protocol = layers.IPProtocolICMPv4
+	return h
+}
+
+// sctpRows: one message a DATA chunk.
+func sctpRows() (rows []captureRow) {
+	a, b := request("INVITE", "a", "v=0\r\n"), response("200 OK", "b", "")
+	add := func(name, counts string, want []string, chunks ...header) {
+		row := captureRow{name: "SCTP: " + name, link: ethernet, counts: counts}
+		row.frames = each(build(append([]header{ethernetHeader(), ipv4Header(), sctpHeader(5060, 5060)}, chunks...)...))
+		for i, raw := range want {
+			row.want = append(row.want, seen{sctp, src4, dst4, 0, i, raw})
+		}
+		rows = append(rows, row)
+	}
+	const whole = 3
+	sack := octets(3, 0, 0, 16, 0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 0)
+	add("a message", "", []string{a}, dataChunk(whole, a))
+	add("several messages", "", []string{a, b, a}, dataChunk(whole, a), dataChunk(whole, b), dataChunk(whole, a))
+	add("behind a SACK", "", []string{a, b}, sack, dataChunk(whole, a), sack, dataChunk(whole, b))
+	add("unordered, and acknowledged at once", "", []string{a, b}, dataChunk(whole|4, a), dataChunk(whole|8, b))
+	for size := range 4 {
+		text := "OPTIONS sip:a SIP/2.0\r\n\r\n" + strings.Repeat("x", size)
+		add(fmt.Sprintf("padding, %d bytes", len(text)), "", []string{text, b}, dataChunk(whole, text), dataChunk(whole, b))
+	}
+	add("CRLF before the message", "", []string{"\r\n" + a}, dataChunk(whole, "\r\n"+a))
+	add("Content-Length doesn't matter", "", []string{a + "more"}, dataChunk(whole, a+"more"))
+	add("not SIP", "", []string{a}, dataChunk(whole, "\x01\x00\x08M3UA"), dataChunk(whole, a))
+	add("empty", "", []string{a}, dataChunk(whole, ""), dataChunk(whole, a))
+	add("a message in three chunks", "fragment 1", []string{b}, dataChunk(2, a[:20]), dataChunk(0, a[20:40]), dataChunk(1, a[40:]), dataChunk(whole, b))
+	add("the end of a message", "", nil, dataChunk(1, a))
+	add("a chunk without a length", "packets_invalid 1", []string{a}, dataChunk(whole, a), octets(0, 3, 0, 0, 0, 0, 0, 0), dataChunk(whole, b))
+	add("a chunk longer than the packet", "packets_invalid 1", []string{a}, dataChunk(whole, a), octets(0, 3, 255, 0, 0, 0, 0, 0), dataChunk(whole, b))
+	add("handshake", "", nil, octets(1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1))
+	rows = append(rows, captureRow{"SCTP: IPv6", ethernet, each(build(ethernetHeader(), ipv6Header(), sctpHeader(5060, 5060), dataChunk(whole, a))), []seen{{sctp, src6, dst6, 0, 0, a}}, ""})
+	return rows
+}
+
+// streamRows: one direction of a connection, most of them.
+func streamRows() (rows []captureRow) {
+	a, b, c := request("INVITE", "a", "v=0\r\n"), response("180 Ringing", "b", ""), request("BYE", "c", "x=1\r\ny=2\r\n")
+	all := a + b + c
+	add := func(name, counts string, want []seen, frames ...[]byte) {
+		rows = append(rows, captureRow{"stream: " + name, ethernet, each(frames...), want, counts})
+	}
+	timed := func(name, counts string, want []seen, at []time.Duration, frames ...[]byte) {
+		row := captureRow{"stream: " + name, ethernet, each(frames...), want, counts}
+		for i := range at {
+			row.frames[i].at = at[i]
+		}
+		rows = append(rows, row)
+	}
+	at := func(position int, text string) []byte { return client.segment(position, "P", text) }
+	syn, synAck := flow{client.src, client.dst, client.first - 1}.segment(0, "S", ""), flow{server.src, server.dst, server.first - 1}.segment(0, "S", "")
+	add("a message", "", []seen{fromClient(0, 0, a)}, at(0, a))
+	add("with its handshake", "", []seen{fromClient(3, 0, a)}, syn, synAck, client.segment(0, "", ""), at(0, a))
+	add("data in the SYN", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, flow{client.src, client.dst, client.first - 1}.segment(0, "S", a), at(len(a), b))
+	add("many messages in a segment", "", []seen{fromClient(0, 0, a), fromClient(0, 1, b), fromClient(0, 2, c)}, at(0, all))
+	add("a message in many segments", "", []seen{fromClient(len(a)-1, 0, a)}, client.segments(a, sizes(1, len(a))...)...)
+	add("the end of one and the beginning of another", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b)}, client.segments(a+b, len(a)-3, len(a)+9)...)
+	add("acknowledgements between", "", []seen{fromClient(3, 0, a)}, at(0, a[:30]), client.segment(30, "", ""), server.segment(0, "", ""), at(30, a[30:]))
+	add("both directions", "", []seen{{tcp, server.src, server.dst, 2, 0, b}, fromClient(3, 0, a), fromClient(3, 1, c)},
+		at(0, a[:30]), server.segment(0, "P", b[:40]), server.segment(40, "P", b[40:]), at(30, a[30:]+c))
+	six := flow{"[2001:db8::1]:40000", "[2001:db8::2]:5060", 5}
+	add("IPv6", "", []seen{{tcp, six.src, six.dst, 1, 0, a}}, six.segments(a, 70)...)
+
+	add("joined in the middle of headers", "", []seen{fromClient(1, 0, b)}, at(50, a[50:]), at(len(a), b))
+	add("joined in the middle, the next one in the same segment", "", []seen{fromClient(0, 0, b), fromClient(1, 0, c)}, at(50, a[50:]+b), at(len(a+b), c))
+	add("joined in the middle of a line", "", []seen{fromClient(1, 0, b)}, at(40, a[40:60]), at(60, a[60:]+b))
+	add("joined in the end of headers", "", []seen{fromClient(0, 0, b)}, at(len(a)-7, a[len(a)-7:]+b))
+	add("joined in the middle of a body in two segments", "", []seen{fromClient(1, 0, b)}, at(len(a)-5, "v=0"), at(len(a)-2, "\r\n"+b))
+	add("joined before a keep-alive", "", []seen{fromClient(1, 0, a)}, at(-4, "\r\n\r\n"), at(0, a))
+
+	add("reordered", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(2, 1, c)}, at(0, a), at(len(a+b), c), at(len(a), b))
+	add("reordered in a message", "", []seen{fromClient(3, 0, all[:len(a)]), fromClient(3, 1, b), fromClient(3, 2, c)}, at(0, all[:40]), at(200, all[200:]), at(100, all[100:200]), at(40, all[40:100]))
+	add("the first two segments are swapped", "", []seen{fromClient(1, 0, a)}, at(60, a[60:]), at(0, a[:60]))
+	add("the first two segments are swapped behind the handshake", "", []seen{fromClient(3, 0, a)}, syn, synAck, at(60, a[60:]), at(0, a[:60]))
+	add("retransmitted", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), at(0, a), at(len(a), b), at(len(a), b), at(0, a))
+	add("retransmitted in a larger segment", "", []seen{fromClient(2, 0, a), fromClient(2, 1, b)}, at(0, a[:40]), at(0, a[:40]), at(0, a+b), at(40, a[40:]))
+	add("retransmitted while waiting", "", []seen{fromClient(0, 0, a), fromClient(4, 0, b), fromClient(4, 1, c)}, at(0, a), at(len(a+b), c), at(len(a+b), c), at(len(a)+10, b[10:]+c[:5]), at(len(a), b))
+	add("partial overlap", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b), fromClient(2, 1, c)}, at(0, a[:50]), at(20, all[20:len(a)+30]), at(40, all[40:]))
+	add("overlap of what waits", "", []seen{fromClient(4, 0, a), fromClient(4, 1, b), fromClient(4, 2, c)}, at(0, all[:20]), at(200, all[200:300]), at(150, all[150:260]), at(140, all[140:]), at(20, all[20:145]))
+
+	lost := []seen{fromClient(0, 0, a), fromClient(1, 0, c), fromClient(2, 0, a)}
+	timed("a lost segment", "stream_gap 1", lost, []time.Duration{0, time.Second, 4 * time.Second}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(all), a))
+	timed("a lost message", "stream_gap 1", lost, []time.Duration{0, time.Second, 4 * time.Second}, at(0, a), at(len(a+b), c), at(len(all), a))
+	timed("a lost segment is filled in time", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(2, 1, c), fromClient(3, 0, a)},
+		[]time.Duration{0, time.Second, 2900 * time.Millisecond, 4 * time.Second}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(a)+20, b[20:60]), at(len(all), a))
+	timed("a lost segment that comes too late", "stream_gap 1", lost, []time.Duration{0, time.Second, 4 * time.Second, 5 * time.Second},
+		at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(all), a), at(len(a)+20, b[20:60]))
+	timed("two gaps", "stream_gap 2", []seen{fromClient(0, 0, a), fromClient(1, 0, c), fromClient(2, 0, b), fromClient(3, 0, a)},
+		[]time.Duration{0, time.Second, 1100 * time.Millisecond, 9 * time.Second},
+		at(0, a+b[:20]), at(len(a)+60, b[60:]+c+a[:10]), at(len(all)+50, a[50:]+b), at(len(all+a+b), a))
+	add("a lost segment at the end of the file", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c))
+	add("the file ends in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]))
+	add("the file ends in a keep-alive", "", []seen{fromClient(0, 0, a)}, at(0, a), at(len(a), "\r\n\r\n"))
+	gap := [][]byte{at(0, a+b[:20])}
+	big := sized(30000)
+	wanted := []seen{fromClient(0, 0, a)}
+	for i := range 24 {
+		gap = append(gap, at(len(a+b)+i*len(big), big))
+		wanted = append(wanted, fromClient(i+1, 0, big))
+	}
+	add("a lost segment, and much that waits for it", "stream_gap 1", wanted, gap...)
+
+	for _, first := range []uint32{0xffffffff, 0xffffffff - uint32(len(a)), 0xffffff80, 0} {
+		wrapping := flow{client.src, client.dst, first}
+		pieces := wrapping.segments(all, 40, 150, 300)
+		add(fmt.Sprintf("sequence numbers wrap from %#x", first), "", []seen{fromClient(3, 0, a), fromClient(3, 1, b), fromClient(3, 2, c)}, pieces[0], pieces[2], pieces[3], pieces[1])
+	}
+
+	add("keep-alives", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(4, 0, c)},
+		at(0, a), at(len(a), "\r\n\r\n"), at(len(a)+4, "\r\n\r\n"+b), at(len(a+b)+8, "\r\n"), at(len(a+b)+10, c+"\r\n\r\n"))
+	add("a keep-alive in pieces", "", []seen{fromClient(0, 0, a), fromClient(3, 0, b)}, at(0, a), at(len(a), "\r"), at(len(a)+1, "\n\r"), at(len(a)+3, "\n"+b))
+	add("1-byte probes", "", []seen{fromClient(0, 0, a), fromClient(4, 0, b)}, at(0, a), at(len(a)-1, "\x00"), at(len(a)-1, "x"), at(len(a)-1, "\n"), at(len(a), b))
+	add("empty probes", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), client.segment(len(a)-1, "", ""), at(len(a), b))
+	add("1-byte probes of a connection that isn't known", "", []seen{fromClient(2, 0, a)}, at(-1, "\x00"), at(-1, "\x00"), at(0, a))
+	add("1-byte probes in the middle of a message", "", []seen{fromClient(2, 0, a)}, at(0, a[:40]), at(39, "\x00"), at(40, a[40:]))
+
+	again := flow{client.src, client.dst, 90000000}
+	add("another connection on the same ports", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
+	add("another connection in the middle of a message", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
+	add("another connection, its SYN not seen", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, at(0, a+b[:20]), again.segment(0, "P", c))
+	add("another connection, lower numbers", "stream_gap 1", []seen{{tcp, again.src, again.dst, 0, 0, a}, fromClient(1, 0, c)}, again.segment(0, "P", a+b[:20]), at(0, c))
+	add("another connection, near numbers", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), flow{client.src, client.dst, client.first + 4999}.segment(0, "S", ""), at(5000, c))
+	add("another connection, its SYN twice", "", []seen{fromClient(0, 0, a), fromClient(3, 0, c)}, at(0, a), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
+	add("FIN behind a message", "", []seen{fromClient(0, 0, a)}, client.segment(0, "FP", a))
+	add("FIN in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "F", ""))
+	add("FIN with the first half of a message", "stream_gap 1", nil, client.segment(0, "FP", a[:50]))
+	add("RST in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "R", ""))
+	add("FIN before what it ends", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a+b[:20]), client.segment(len(a)+60, "FP", b[60:]), at(len(a)+20, b[20:60]))
+	add("FIN, and its retransmission", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "F", ""), client.segment(len(a)+20, "F", ""))
+	add("FIN, then another connection", "", []seen{fromClient(0, 0, a), fromClient(3, 0, b)}, at(0, a), client.segment(len(a), "F", ""), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
+
+	timed("what an earlier connection left behind", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b)}, []time.Duration{0, 10 * time.Second, 10001 * time.Millisecond}, at(5000, "\x00\r\n"), at(0, a), at(len(a), b))
+	timed("idle", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, []time.Duration{0, time.Hour}, at(0, a), at(len(a), b))
+	timed("idle in a message", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, []time.Duration{0, time.Minute}, at(0, a+b[:20]), at(len(a)+20, b[20:]+c))
+	timed("slow in a message", "", []seen{fromClient(3, 0, a)}, []time.Duration{0, 20 * time.Second, 40 * time.Second, time.Minute}, client.segments(a, 20, 40, 60)...)
+	timed("idle, another flow makes it old", "stream_gap 1", []seen{{tcp, six.src, six.dst, 1, 0, b}}, []time.Duration{0, 31 * time.Second}, at(0, a[:50]), six.segment(0, "P", b))
+
+	most := sized(maxMessage)
+	add("the largest message", "", []seen{fromClient(46, 0, most), fromClient(46, 1, b)}, client.segments(most+b, append(sizes(1448, len(most)-100), len(most)-10)...)...)
+	add("a byte more than the largest message, announced", "oversize 1", []seen{fromClient(46, 0, b)},
+		append(client.segments(sizedMore(), sizes(1448, maxMessage+1)...), at(maxMessage+1, b))...)
+	endless := "INVITE sip:a SIP/2.0\r\n" + strings.Repeat("X: y\r\n", 12000)
+	add("headers without an end", "oversize 1", []seen{fromClient(50, 0, b)}, append(client.segments(endless, sizes(1448, len(endless))...), at(len(endless), b))...)
+	add("a line without an end", "oversize 1", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, flow{client.src, client.dst, client.first + uint32(len(a))}.segments(strings.Repeat("x", 144800), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
+	add("an endless Request-URI", "oversize 1", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, flow{client.src, client.dst, client.first + uint32(len(a))}.segments("OPTIONS "+strings.Repeat("x", 144792), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
+	add("other lines between", "", []seen{fromClient(0, 0, a), fromClient(0, 1, b)}, at(0, a+"what is this\r\n\x00\xff\r\n"+b))
+	add("another protocol first", "", []seen{fromClient(1, 0, a)}, at(0, "\x16\x03\x01 no\r\n"), at(9, a))
+	add("a message in a body stays there", "", []seen{fromClient(1, 0, request("NOTIFY", "n", b)), fromClient(1, 1, c)}, client.segments(request("NOTIFY", "n", b)+c, 120)...)
+	// The way that the other end sees it: VLANs are different networks.
+	tagged := func(id uint16, position int, text string) []byte {
+		return build(ethernetHeader(), vlanHeader(0x8100, id), ipv4Header(), tcpHeader(40000, 5060, 1000+uint32(position), "P"), data(text))
+	}
+	add("the same addresses in two VLANs", "", []seen{fromClient(2, 0, a), fromClient(3, 0, c)}, tagged(1, 0, a[:50]), tagged(2, 0, c[:60]), tagged(1, 50, a[50:]), tagged(2, 60, c[60:]))
+	return rows
+}
+
+// sizedMore is a message that is one byte too long.
+func sizedMore() string {
+	m := sized(maxMessage)
+	return strings.Replace(m[:len(m)-2], "Call-ID: ", "Call-ID: x", 1) + "\r\n" // the next start line must begin a line
+}
+
+// lengthRows: every form of Content-Length, in a stream. The body has five bytes.
+func lengthRows() (rows []captureRow) {
+	next := request("BYE", "next", "")
+	for _, row := range []struct{ fields, counts string }{
+		{"Content-Length: 5\r\n", ""},
+		{"content-length:5\r\n", ""},
+		{"CONTENT-LENGTH:  5\r\n", ""},
+		{"l: 5\r\n", ""},
+		{"L:5\r\n", ""},
+		{"Content-Length : 5\r\n", ""},
+		{"Content-Length\t \t:\t5\t \r\n", ""},
+		{"l : 5\r\n", ""},
+		{"Content-Length:\r\n 5\r\n", ""},
+		{"Content-Length: 5\r\n \r\n", ""},
+		{"Content-Length:\r\n\t \r\n\t5\r\n", ""},
+		{"Content-Length: 5\n", ""},
+		{"Content-Length: 00005\r\n", ""},
+		{"Content-Length: 0000000000000000000000000000005\r\n", ""},
+		{"Content-Length: 5\r\nContent-Length: 5\r\n", ""},
+		{"l: 5\r\nContent-Length: 5\r\n", ""},
+		{"X-Content-Length: 9\r\nContent-Length: 5\r\nContent-Lengthy: 7\r\n", ""},
+		{"Subject: x\r\n Content-Length: 9\r\nContent-Length: 5\r\n", ""},
+		{"", "bad_length 1"},
+		{"Content-Length: -1\r\n", "bad_length 1"},
+		{"Content-Length: -5\r\n", "bad_length 1"},
+		{"Content-Length: +5\r\n", "bad_length 1"},
+		{"Content-Length:\r\n", "bad_length 1"},
+		{"Content-Length\r\n", "bad_length 1"},
+		{"Content-Length: five\r\n", "bad_length 1"},
+		{"Content-Length: 5x\r\n", "bad_length 1"},
+		{"Content-Length: 5.0\r\n", "bad_length 1"},
+		{"Content-Length: 0x5\r\n", "bad_length 1"},
+		{"Content-Length: 5_0\r\n", "bad_length 1"},
+		{"Content-Length: 5 5\r\n", "bad_length 1"},
+		{"Content-Length: 5;x=y\r\n", "bad_length 1"},
+		{"Content-Length: \"5\"\r\n", "bad_length 1"},
+		{"Content-Length: \xef\xbc\x95\r\n", "bad_length 1"},
+		{"Content-Length: 5\x00\r\n", "bad_length 1"},
+		{"Content-Length: 5\r\n 5\r\n", "bad_length 1"},
+		{"Content-Length: 5\r\nContent-Length: 6\r\n", "bad_length 1"},
+		{"Content-Length: 5\r\nl: 0\r\n", "bad_length 1"},
+		{"l: x\r\nContent-Length: 5\r\n", "bad_length 1"},
+		{"Content-Length: -99999999999999999999999\r\n", "bad_length 1"},
+		{"Content-Length: 65535\r\n", "oversize 1"},
+		{"Content-Length: 65536\r\n", "oversize 1"},
+		{"Content-Length: 2147483648\r\n", "oversize 1"},
+		{"Content-Length: 4294967301\r\n", "oversize 1"},
+		{"Content-Length: 9223372036854775807\r\n", "oversize 1"},
+		{"Content-Length: 18446744073709551621\r\n", "oversize 1"},
+		{"Content-Length: 99999999999999999999999999999999999999\r\n", "oversize 1"},
+	} {
+		first := "INVITE sip:a SIP/2.0\r\nVia: x\r\n" + row.fields + "From: y\r\n\r\nv=0\r\n"
+		for _, form := range []string{"CRLF", "LF"} {
+			if form == "LF" {
+				head, _, _ := strings.Cut(first, "v=0")
+				first = strings.ReplaceAll(head, "\r\n", "\n") + "v=0\r\n"
+			}
+			want := []seen{fromClient(0, 0, first), fromClient(0, 1, next)}
+			if row.counts != "" {
+				want = []seen{fromClient(0, 0, next)}
+			}
+			name := fmt.Sprintf("%s: Content-Length as %q", form, row.fields)
+			rows = append(rows, captureRow{name, ethernet, each(client.segment(0, "P", first+next)), want, row.counts})
+			if row.counts != "" {
+				want = []seen{fromClient(1, 0, next)}
+			} else {
+				want = []seen{fromClient(1, 0, first), fromClient(1, 1, next)}
+			}
+			rows = append(rows, captureRow{name + " in two segments", ethernet, each(client.segments(first+next, 40)...), want, row.counts})
+		}
+	}
+	folded := "INVITE sip:a SIP/2.0\r\n folded: first\r\nl: 0\r\n\r\n"
+	return append(rows,
+		captureRow{"a folded first header in a stream", ethernet, each(client.segment(0, "P", folded+next)), []seen{fromClient(0, 0, folded), fromClient(0, 1, next)}, ""},
+		captureRow{"a Content-Length that ends in the next start line", ethernet,
+			each(client.segment(0, "P", "INVITE sip:a SIP/2.0\r\nl: 5\r\n\r\n"+"ab\r\nINVITE sip:b SIP/2.0\r\nl: 0\r\n\r\n"+next)),
+			[]seen{fromClient(0, 0, "INVITE sip:a SIP/2.0\r\nl: 5\r\n\r\nab\r\nI"), fromClient(0, 1, "NVITE sip:b SIP/2.0\r\nl: 0\r\n\r\n"), fromClient(0, 2, next)}, ""})
+}
+
+// webSocketFrameOf is a frame of RFC 6455 §5.2; a mask of 0 is none. Its length takes as few bytes as it can.
+func webSocketFrameOf(opcode byte, final bool, mask uint32, payload string) string {
+	b := []byte{opcode, byte(len(payload))}
+	if final {
+		b[0] |= 0x80
+	}
+	switch {
+	case len(payload) > 65535:
+		b[1] = 127
+		b = binary.BigEndian.AppendUint64(b, uint64(len(payload)))
+	case len(payload) > 125:
+		b[1] = 126
+		b = binary.BigEndian.AppendUint16(b, uint16(len(payload)))
+	}
+	if mask == 0 {
+		return string(b) + payload
+	}
+	b[1] |= 0x80
+	key := binary.BigEndian.AppendUint32(nil, mask)
+	b = append(b, key...)
+	for i := range len(payload) {
+		b = append(b, payload[i]^key[i%4])
+	}
+	return string(b)
+}
+
+const (
+	continuation, text, binaryData, closing, ping, pong = 0, 1, 2, 8, 9, 10 // opcodes
+	mask                                                = 0x37fa213d
+)
+
+const webSocketRequest = "GET /sip HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+	"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: sip\r\n\r\n"
+const webSocketResponse = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+	"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: sip\r\n\r\n"
+
+// webSocketRows: RFC 7118 over RFC 6455.
+func webSocketRows() (rows []captureRow) {
+	// The branch makes them longer than 125 bytes; small is shorter.
+	a, b, small := request("REGISTER", "a", ""), request("MESSAGE", "b", strings.Repeat("hello ", 50)), "OPTIONS sip:a SIP/2.0\r\nl:0\r\n\r\n"
+	overWS := func(frame, index int, raw string) seen { return seen{ws, client.src, client.dst, frame, index, raw} }
+	add := func(name, counts string, want []seen, segments ...string) {
+		row := captureRow{name: "WebSocket: " + name, link: ethernet, want: want, counts: counts}
+		position := 0
+		for _, s := range segments {
+			row.frames = append(row.frames, caught{data: client.segment(position, "P", s), at: time.Duration(len(row.frames)) * time.Millisecond})
+			position += len(s)
+		}
+		rows = append(rows, row)
+	}
+	frame := webSocketFrameOf
+	add("handshake seen", "", []seen{overWS(1, 0, a)}, webSocketRequest, frame(text, true, mask, a))
+	add("handshake in the same segment", "", []seen{overWS(0, 0, a)}, webSocketRequest+frame(text, true, mask, a))
+	add("answer of the handshake in the same segment", "", []seen{overWS(0, 0, a)}, webSocketResponse+frame(text, true, 0, a))
+	add("handshake not seen", "", []seen{overWS(0, 0, a), overWS(1, 0, b)}, frame(text, true, mask, a), frame(text, true, mask+1, b))
+	for _, opcode := range []byte{text, binaryData} {
+		for _, key := range []uint32{0, mask, 0x00ff0000, 0x0a0d0a0d} {
+			for _, raw := range []string{small, a, b} {
+				add(fmt.Sprintf("opcode %d, mask %x, %d bytes", opcode, key, len(raw)), "", []seen{overWS(0, 0, raw), overWS(0, 1, small)},
+					frame(opcode, true, key, raw)+frame(opcode, true, key, small))
+			}
+		}
+	}
+	add("Content-Length doesn't matter", "", []seen{overWS(0, 0, a+"more"), overWS(0, 1, small)}, frame(text, true, mask, a+"more")+frame(text, true, mask, small))
+	add("no Content-Length", "", []seen{overWS(0, 0, "OPTIONS sip:a SIP/2.0\r\n\r\n")}, frame(text, true, mask, "OPTIONS sip:a SIP/2.0\r\n\r\n"))
+	add("fragmented", "", []seen{overWS(0, 0, a)}, frame(text, false, mask, a[:50])+frame(continuation, false, mask, a[50:60])+frame(continuation, true, mask, a[60:]))
+	add("fragmented in its start line", "", []seen{overWS(0, 0, a)}, frame(text, false, mask, a[:5])+frame(continuation, true, mask+9, a[5:]))
+	add("fragmented, an empty frame first", "", []seen{overWS(1, 0, b), overWS(1, 1, a)}, webSocketRequest, frame(text, true, mask, b)+frame(text, false, mask, "")+frame(continuation, true, mask, a))
+	add("fragmented, control frames between", "", []seen{overWS(2, 0, a), overWS(2, 1, b)}, frame(text, false, mask, a[:50]), frame(ping, true, mask, "are you there"),
+		frame(continuation, false, mask, a[50:60])+frame(pong, true, mask, "")+frame(continuation, true, mask, a[60:])+frame(text, true, mask, b))
+	add("fragmented over segments", "", []seen{overWS(3, 0, a)}, (frame(text, false, 0, a[:50]) + frame(continuation, true, 0, a[50:]))[:30],
+		(frame(text, false, 0, a[:50]) + frame(continuation, true, 0, a[50:]))[30:53], (frame(text, false, 0, a[:50]) + frame(continuation, true, 0, a[50:]))[53:60],
+		(frame(text, false, 0, a[:50]) + frame(continuation, true, 0, a[50:]))[60:])
+	add("ping first", "", []seen{overWS(1, 0, a)}, frame(ping, true, mask, ""), frame(text, true, mask, a))
+	add("ping and message in a segment, joined in the middle", "", []seen{overWS(1, 0, a), overWS(1, 1, b)}, frame(text, true, mask, small)[9:], frame(text, true, mask, a)+frame(ping, true, mask, "x")+frame(text, true, mask, b))
+	rows[len(rows)-1].want = []seen{overWS(1, 0, a), overWS(1, 1, b)}
+	add("keep-alives", "", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(text, true, mask, a), frame(text, true, mask, "\r\n\r\n"), frame(text, true, mask, "\r\n")+frame(text, true, mask, b))
+	add("other messages between", "", []seen{overWS(0, 0, a), overWS(1, 0, b)}, frame(text, true, mask, a), frame(text, true, mask, `{"no":"SIP"}`)+frame(binaryData, true, mask, "\x00\x01\x02")+frame(text, true, mask, b))
+	add("not SIP at all", "", nil, webSocketRequest, frame(text, true, mask, `{"chat":"hello"}`), frame(text, true, mask, "hello")+frame(binaryData, true, mask, "\x01\x02"), frame(closing, true, mask, "\x03\xe8"))
+	add("CRLF before the message is part of it", "", []seen{overWS(0, 0, "\r\n"+a)}, frame(text, true, mask, "\r\n"+a))
+	add("joined in the middle of a message", "", []seen{overWS(1, 0, b)}, frame(text, true, mask, a)[40:], frame(text, true, mask, b))
+	add("a continuation of what wasn't seen", "", []seen{overWS(0, 0, a), overWS(1, 0, b)}, frame(text, true, mask, a), frame(continuation, true, mask, small)+frame(text, true, mask, b))
+	add("closed", "", []seen{overWS(0, 0, a)}, frame(text, true, mask, a), frame(closing, true, mask, "\x03\xe8"))
+	add("the file ends in a message", "stream_gap 1", []seen{overWS(0, 0, a)}, frame(text, true, mask, a), frame(text, true, mask, b)[:100])
+	add("the file ends between two fragments", "stream_gap 1", []seen{overWS(0, 0, a)}, frame(text, true, mask, a), frame(text, false, mask, b[:100]))
+	largest := sized(maxMessage)
+	inSegments := func(s string) (segments []string) {
+		for len(s) > 1400 {
+			segments, s = append(segments, s[:1400]), s[1400:]
+		}
+		return append(segments, s)
+	}
+	frames := inSegments(frame(text, true, mask, largest))
+	add("the largest message", "", []seen{overWS(len(frames)-1, 0, largest), overWS(len(frames), 0, a)}, append(frames, frame(text, true, mask, a))...)
+	frames = inSegments(frame(text, false, mask, largest[:40000]) + frame(continuation, true, mask, largest[40000:]))
+	add("the largest message, fragmented", "", []seen{overWS(len(frames)-1, 0, largest), overWS(len(frames), 0, a)}, append(frames, frame(text, true, mask, a))...)
+	frames = inSegments(frame(text, true, mask, a) + frame(text, true, mask, sizedMore()))
+	add("a byte more than the largest message", "oversize 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(text, true, mask, b))...)
+	frames = inSegments(frame(text, true, mask, a) + frame(text, false, mask, largest[:60000]) + frame(continuation, true, mask, largest[:60000]))
+	add("fragments that are too long together", "oversize 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(text, true, mask, b))...)
+	frames = inSegments(frame(text, true, mask, sizedMore()))
+	add("a byte more than the largest message, first", "oversize 1", []seen{overWS(len(frames), 0, b)}, append(frames, frame(text, true, mask, b))...)
+	add("a length of 64 bits", "oversize 1", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(text, true, mask, a), "\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a, frame(text, true, mask, b))
+	add("a length of 64 bits that is negative", "oversize 1", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(text, true, mask, a), "\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a, frame(text, true, mask, b))
+
+	whole := frame(text, true, mask, a) + frame(text, true, mask, b) + frame(text, true, mask, small)
+	pieces := client.segments(whole, 100, 300, 500)
+	rows = append(rows,
+		captureRow{"WebSocket: reordered", ethernet, each(pieces[0], pieces[2], pieces[3], pieces[1]), []seen{overWS(3, 0, a), overWS(3, 1, b), overWS(3, 2, small)}, ""},
+		captureRow{"WebSocket: a lost segment", ethernet, []caught{{data: pieces[0]}, {data: pieces[2], at: time.Millisecond},
+			{data: client.segment(len(whole), "P", frame(text, true, mask, a)), at: 9 * time.Second}}, []seen{overWS(2, 0, a)}, "stream_gap 1"},
+		captureRow{"WebSocket: both directions", ethernet, each(client.segment(0, "P", webSocketRequest), server.segment(0, "P", webSocketResponse),
+			client.segment(len(webSocketRequest), "P", frame(text, true, mask, a)), server.segment(len(webSocketResponse), "P", frame(text, true, 0, b))),
+			[]seen{overWS(2, 0, a), {ws, server.src, server.dst, 3, 0, b}}, ""})
+	return rows
+}
+
+// otherProtocols are payloads that are no SIP, on the ports of SIP.
+var otherProtocols = map[string]string{
+	"STUN":                   "\x00\x01\x00\x08\x21\x12\xa4\x42abcdefghijkl\x00\x03\x00\x04\x00\x00\x00\x00",
+	"STUN response":          "\x01\x01\x00\x0c\x21\x12\xa4\x42abcdefghijkl\x00\x20\x00\x08\x00\x01\x11\x22\x33\x44\x55\x66",
+	"STUN with a start line": "\x00\x01\x00\x1c\x21\x12\xa4\x42INVITE sip:a SIP/2.0\r\n\r\n\r\n\r\n",
+	"RTP":                    "\x80\x00\x12\x34\x00\x00\x00\xa0\xde\xad\xbe\xef" + strings.Repeat("\xd5", 160),
+	"RTCP":                   "\x80\xc8\x00\x06" + strings.Repeat("\x01", 24),
+	"HTTP request":           "POST /INVITE HTTP/1.1\r\nHost: example.org\r\nContent-Length: 5\r\n\r\nhello",
+	"HTTP response":          "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+	"HTTP of a SIP dump":     "HTTP/1.1 200 OK\r\n\r\n> INVITE sip:a SIP/2.0\r\n> Via: x\r\n",
+	"RTSP":                   "DESCRIBE rtsp://example.org/a RTSP/1.0\r\nCSeq: 1\r\n\r\n",
+	"MSRP":                   "MSRP a786hjs2 SEND\r\nTo-Path: msrp://a\r\n\r\n-------a786hjs2$\r\n",
+	"DNS":                    "\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03sip\x07example\x03org\x00\x00\x21\x00\x01",
+	"DNS over TCP":           "\x00\x21\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03sip\x07example\x03org\x00\x00\x21\x00\x01",
+	"TLS":                    "\x16\x03\x01\x00\x2c\x01\x00\x00\x28\x03\x03" + strings.Repeat("\x5a", 40),
+	"TLS data":               "\x17\x03\x03\x00\x20" + strings.Repeat("\x91\x0a", 16),
+	"SSH":                    "SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+	"SMTP":                   "220 mail.example.org ESMTP\r\n250 OK\r\n",
+	"FTP":                    "RETR sip:a SIP\r\n",
+	"keep-alive":             "\r\n\r\n",
+	"pong":                   "\r\n",
+	"keep-alive of zeros":    "\x00\x00\x00\x00",
+	"one zero":               "\x00",
+	"keep-alive of a phone":  "jaK",
+	"a space":                " ",
+	"nothing":                "",
+	"SIP/2.0 in a text":      "this is SIP/2.0 200 OK\r\nand so on\r\n",
+	"SIP behind a zero":      "\x00INVITE sip:a SIP/2.0\r\nl: 0\r\n\r\n",
+	"SIP/3.0":                "INVITE sip:a SIP/3.0\r\nl: 0\r\n\r\n",
+	"XML":                    "<?xml version=\"1.0\"?>\r\n<a/>\r\n",
+	"JSON":                   `{"sip":"INVITE sip:a SIP/2.0"}`,
+	"a JPEG":                 "\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x02\x00\x00\x01\x00\x01\x00\x00",
+}
+
+func otherProtocolRows() (rows []captureRow) {
+	m := request("INVITE", "quoted", "")
+	for name, raw := range otherProtocols {
+		rows = append(rows,
+			captureRow{"no SIP: " + name + " over UDP", ethernet, each(over4(raw, ethernetHeader()), over6(raw, ethernetHeader())), nil, ""},
+			captureRow{"no SIP: " + name + " over TCP", ethernet, each(client.segment(0, "P", raw), client.segment(len(raw), "P", raw), client.segment(2*len(raw), "F", "")), nil, ""},
+			captureRow{"no SIP: " + name + " over SCTP", ethernet, each(build(ethernetHeader(), ipv4Header(), sctpHeader(5060, 5060), dataChunk(3, raw))), nil, ""})
+	}
+	quoted := build(ipv4Header(), udpHeader(5060, 5060), data(m))
+	named := func(protocol layers.IPProtocol, h header) header {
+		h.protocol = protocol
+		return h
+	}
+	rows = append(rows,
+		captureRow{"no SIP: ARP", ethernet, each(build(ethernetHeader(), arp())), nil, ""},
+		captureRow{"no SIP: ICMP that quotes SIP", ethernet, each(build(ethernetHeader(), ipv4Header(), icmp(), octets(quoted...))), nil, ""},
+		captureRow{"no SIP: ICMPv6", ethernet, each(build(ethernetHeader(), ipv6Header(), named(58, octets(128, 0, 0, 0, 0, 1, 0, 1)), data(m))), nil, ""},
+		captureRow{"no SIP: ESP", ethernet, each(build(ethernetHeader(), ipv4Header(), named(50, octets(0, 0, 0, 1, 0, 0, 0, 1)), data(m))), nil, ""},
+		captureRow{"no SIP: no next header", ethernet, each(build(ethernetHeader(), ipv6Header(), named(59, data(m)))), nil, ""},
+		captureRow{"no SIP: UDP-Lite", ethernet, each(build(ethernetHeader(), ipv4Header(), named(136, octets(19, 196, 19, 196, 0, 8, 0, 0)), data(m))), nil, ""},
+		captureRow{"no SIP: an Ethernet frame with a length", ethernet, each(append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0, 38, 0x42, 0x42, 3}, m...)), nil, ""},
+		captureRow{"no SIP: LLDP", ethernet, each(append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xcc}, m...)), nil, ""})
+	slices.SortFunc(rows, func(x, y captureRow) int { return cmp.Compare(x.name, y.name) })
+	return rows
+}
+
+// TestRandomBytes sends noise to port 5060.
+func TestRandomBytes(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 60))
+	p := newPlayer()
+	for i := range 20000 {
+		noise := make([]byte, random.IntN(600))
+		for j := range noise {
+			noise[j] = byte(random.Uint32())
+		}
+		connection := flow{fmt.Sprintf("192.0.2.1:%d", 1024+i%3000), client.dst, uint32(i/3000) * 600}
+		p.play(ethernet, caught{data: over4(string(noise), ethernetHeader())})
+		p.play(ethernet, caught{data: connection.segment(0, "P", string(noise))})
+	}
+	p.flush()
+	if len(p.messages) > 0 {
+		t.Errorf("noise has become\n%s", listed(p.messages))
+	}
+}
+
+// TestDecoderFailure: what fails in the decoder, or behind it, costs the frame and not the process.
+func TestDecoderFailure(t *testing.T) {
+	p := newPlayer()
+	p.panicky = true
+	p.play(ethernet, caught{data: over4(sampleInvite, ethernetHeader())})
+	p.panicky = false
+	p.play(ethernet, caught{data: over4(sampleInvite, ethernetHeader()), at: time.Second})
+	if counts := p.counted(t); len(p.messages) != 1 || counts != "packets_invalid 1" {
+		t.Errorf("%d messages, counted %q", len(p.messages), counts)
+	}
+}
+
+// TestQuietDevice: what is incomplete gets old although no frame comes.
+func TestQuietDevice(t *testing.T) {
+	p := newPlayer()
+	p.play(ethernet, caught{data: fragments([]header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(sampleInvite)}, 1, 64)[0]})
+	p.play(ethernet, caught{data: client.segment(0, "P", sampleInvite[:50]), at: time.Second})
+	for _, step := range []struct {
+		at   time.Duration
+		want string
+	}{{29 * time.Second, ""}, {30500 * time.Millisecond, "fragment 1"}, {32 * time.Second, "fragment 1, stream_gap 1"}, {time.Hour, "fragment 1, stream_gap 1"}} {
+		p.expire(captureStart.Add(step.at))
+		if got := p.counted(t); got != step.want {
+			t.Errorf("after %s: counted %q, want %q", step.at, got, step.want)
+		}
+	}
+}
+
+// stream is three messages as a stream has them: keep-alives between, bodies that look like messages. The first one begins it.
+func stream() (text string, messages []string) {
+	messages = []string{request("INVITE", "1", "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\n"), request("NOTIFY", "2", response("100 Trying", "3", "")+"\r\n\r\nINVITE sip:a SIP/2.0\r\n"), response("200 OK", "4", "")}
+	return messages[0] + "\r\n\r\n" + messages[1] + messages[2] + "\r\n", messages
+}
+
+// checkStream compares what comes out of frames with what must come out, each exactly once and in order.
+func checkStream(t testing.TB, frames []caught, want []string, wantCounts string) bool {
+	t.Helper()
+	got, counts := raws(t, frames)
+	if !slices.Equal(got, want) || counts != wantCounts {
+		t.Errorf("got %d messages %.3000q\nwant %d %.3000q\ncounted %q, want %q", len(got), got, len(want), want, counts, wantCounts)
+		return false
+	}
+	return true
+}
+
+// webSocketStream is the same messages over WebSocket, one of them fragmented.
+func webSocketStream() (text string, messages []string) {
+	_, messages = stream()
+	frame := webSocketFrameOf
+	return frame(1, true, mask, messages[0]) + frame(ping, true, mask, "ping") + frame(2, false, mask, messages[1][:60]) + frame(pong, true, mask, "\r\n") +
+		frame(0, false, mask, messages[1][60:200]) + frame(0, true, mask, messages[1][200:]) + frame(1, true, mask, "\r\n\r\n") + frame(1, true, 0, messages[2]), messages
+}
+
+// TestSegmentation: wherever a stream is cut, the same messages come out.
+func TestSegmentation(t *testing.T) {
+	for name, of := range map[string]func() (string, []string){"SIP": stream, "WebSocket": webSocketStream} {
+		all, messages := of()
+		for i := range len(all) {
+			if !checkStream(t, each(client.segments(all, i)...), messages, "") {
+				t.Fatalf("%s: cut at %d", name, i)
+			}
+		}
+		for piece := 1; piece < 20; piece++ {
+			if !checkStream(t, each(client.segments(all, sizes(piece, len(all))...)...), messages, "") {
+				t.Fatalf("%s: cut in pieces of %d", name, piece)
+			}
+		}
+		random := rand.New(rand.NewPCG(7, 118))
+		for range 1000 {
+			cuts := randomCuts(random, len(all), 1+random.IntN(12))
+			if !checkStream(t, each(client.segments(all, cuts...)...), messages, "") {
+				t.Fatalf("%s: cut at %v", name, cuts)
+			}
+		}
+	}
+}
+
+func randomCuts(random *rand.Rand, size, n int) (cuts []int) {
+	for range n {
+		cuts = append(cuts, random.IntN(size))
+	}
+	slices.Sort(cuts)
+	return slices.Compact(cuts)
+}
+
+// TestReordering: whatever the network does to segments, as long as each one comes, the same messages come out. The first one that is captured is
+// the first one that was sent: what comes before it can't be known.
+func TestReordering(t *testing.T) {
+	for name, of := range map[string]func() (string, []string){"SIP": stream, "WebSocket": webSocketStream} {
+		all, messages := of()
+		for seed := range uint64(3000) {
+			random := rand.New(rand.NewPCG(seed, 9293))
+			f := flow{client.src, client.dst, uint32(-random.IntN(2*len(all)) - 1)} // most of them wrap
+			var frames [][]byte
+			from := 0
+			for _, to := range append(randomCuts(random, len(all), 1+random.IntN(15)), len(all)) {
+				if to == from {
+					continue
+				}
+				for range 1 + random.IntN(2) { // each comes once or twice, with more or less of its neighbours
+					first, last := max(0, from-random.IntN(40)), min(len(all), to+random.IntN(40))
+					frames = append(frames, f.segment(first, "P", all[first:last]))
+				}
+				from = to
+			}
+			reach := 1 + random.IntN(6)
+			for i := 1; i < len(frames); i++ {
+				j := min(len(frames)-1, i+random.IntN(reach))
+				frames[i], frames[j] = frames[j], frames[i]
+			}
+			if !checkStream(t, each(frames...), messages, "") {
+				t.Fatalf("%s: seed %d", name, seed)
+			}
+		}
+	}
+}
+
+// TestLoss: a lost segment costs the messages that it had a part of, is counted once, and every other message comes out.
+func TestLoss(t *testing.T) {
+	var all strings.Builder
+	var messages []string
+	var ends []int
+	for i := range 30 {
+		m := request("MESSAGE", strconv.Itoa(i), strings.Repeat("text\r\n", i*7%40))
+		all.WriteString(m)
+		messages, ends = append(messages, m), append(ends, all.Len())
+	}
+	for size := 50; size < 900; size += 13 {
+		cuts := append(sizes(size, all.Len()), all.Len())
+		lost := 1 + size%(len(cuts)-2)
+		var frames []caught
+		for i := range cuts {
+			from := 0
+			if i > 0 {
+				from = cuts[i-1]
+			}
+			if i != lost {
+				frames = append(frames, caught{data: client.segment(from, "P", all.String()[from:cuts[i]]), at: time.Duration(i) * 5 * time.Second})
+			}
+		}
+		var want []string
+		ambiguous := false // what is left of a method is a method as well
+		for i, m := range messages {
+			begin := ends[i] - len(m)
+			ambiguous = ambiguous || begin < cuts[lost] && cuts[lost] < begin+len("MESSAGE")
+			if ends[i] <= cuts[lost-1] || begin >= cuts[lost] {
+				want = append(want, m)
+			}
+		}
+		if !ambiguous && !checkStream(t, frames, want, "stream_gap 1") {
+			t.Fatalf("segments of %d, the one at %d is lost", size, cuts[lost-1])
+		}
+	}
+}
+
+// frameInput packs frames for FuzzFrame: a length of 2 bytes, a byte that cuts so many bytes off, the frame.
+func frameInput(frames []caught) (packed []byte) {
+	for _, f := range frames {
+		packed = binary.BigEndian.AppendUint16(packed, uint16(len(f.data)))
+		packed = append(packed, byte(max(f.length-len(f.data), 0)))
+		packed = append(packed, f.data...)
+	}
+	return packed
+}
+
+// FuzzFrame decodes anything at all. What comes out is SIP and not too long, and every frame is counted.
+func FuzzFrame(f *testing.F) {
+	for _, row := range captureRows() {
+		if packed := frameInput(row.frames); len(packed) < 4000 {
+			f.Add(byte(row.link), packed)
+		}
+	}
+	f.Fuzz(func(t *testing.T, link byte, packed []byte) {
+		p := newPlayer()
+		for len(packed) >= 3 {
+			size, cut := min(int(binary.BigEndian.Uint16(packed)), len(packed)-3), int(packed[2])
+			frame := packed[3 : 3+size]
+			packed = packed[3+size:]
+			p.play(layers.LinkType(link), caught{data: frame, length: size + cut, at: time.Duration(len(p.times)) * 100 * time.Millisecond})
+		}
+		p.flush()
+		p.counted(t)
+		for _, m := range p.messages {
+			raw := []byte(m.raw)
+			if startLine(bytes.TrimLeft(raw, "\r\n")) != yes || len(raw) > maxMessage || m.frame < 0 || m.index < 0 {
+				t.Errorf("not a message: %s", m)
+			}
+		}
+	})
+}
+
+// FuzzFragments cuts a datagram where cuts says and sends the pieces in the order that order says, some of them twice: it must come out, once.
+// With foreign bytes over a part of it, nothing must come out.
+func FuzzFragments(f *testing.F) {
+	f.Add([]byte{1, 3, 3}, []byte{0, 1, 2}, false, uint16(0), false)
+	f.Add([]byte{1, 3, 3}, []byte{2, 1, 0}, true, uint16(3), true)
+	f.Add([]byte{40}, []byte{1, 1, 0}, true, uint16(0), false)
+	f.Add([]byte{}, []byte{}, false, uint16(9), true)
+	f.Fuzz(func(t *testing.T, cuts, order []byte, six bool, foreign uint16, overlap bool) {
+		raw := request("INVITE", "fuzz", strings.Repeat("0123456789abcdef", 20))
+		inner := []header{udpHeader(5060, 5060), data(raw)}
+		outer, want := []header{ethernetHeader(), ipv4Header()}, datagram4(0, raw)
+		if six {
+			outer, want = []header{ethernetHeader(), ipv6Header()}, datagram6(0, raw)
+		}
+		payload := udpPayload(outer, inner)
+		at := []int{8 * (1 + int(foreign)%4)}
+		for _, c := range cuts {
+			if next := at[len(at)-1] + 8*(1+int(c)%16); next < len(payload) {
+				at = append(at, next)
+			}
+		}
+		pieces := fragments(outer, inner, 77, at...)
+		// Each piece comes at least once, and none of them behind the one that completes the datagram.
+		var all []int
+		for _, o := range order {
+			all = append(all, int(o)%len(pieces))
+		}
+		for i := range pieces {
+			all = append(all, i)
+		}
+		p := newPlayer()
+		if overlap {
+			place := 8 * (int(foreign) % (len(payload) / 8))
+			other := bytes.Repeat([]byte{0xff}, 8)
+			p.play(ethernet, caught{data: fragment(outer, layers.IPProtocolUDP, 77, place, true, other)})
+		}
+		seen := map[int]bool{}
+		for _, i := range all {
+			if len(seen) < len(pieces) {
+				p.play(ethernet, caught{data: pieces[i], at: time.Duration(len(p.times)) * time.Millisecond})
+				seen[i] = true
+			}
+		}
+		p.flush()
+		want.frame = len(p.times) - 1
+		if counts := p.counted(t); overlap && (len(p.messages) != 0 || counts != "fragment 1") {
+			t.Errorf("overlap: got\n%s\ncounted %q", listed(p.messages), counts)
+		} else if !overlap && (len(p.messages) != 1 || p.messages[0] != want || counts != "") {
+			t.Errorf("got\n%s\nwant\n%s\ncounted %q", listed(p.messages), want, counts)
+		}
+	})
+}
+
+// cutsFrom makes positions of cuts out of anything.
+func cutsFrom(steps []byte, size int) (cuts []int) {
+	at := 0
+	for i := 0; at < size && len(steps) > 0; i++ {
+		at += 1 + int(steps[i%len(steps)])
+		cuts = append(cuts, min(at, size))
+	}
+	return cuts
+}
+
+// FuzzStream: whatever a stream holds behind its first message, and however it is cut, the same messages come out, and the same is counted.
+func FuzzStream(f *testing.F) {
+	all, _ := stream()
+	f.Add([]byte(all), []byte{1})
+	f.Add([]byte(all), []byte{90, 3, 200})
+	for _, row := range lengthRows() {
+		f.Add(row.frames[0].data[14+20+20:], []byte{7, 30})
+	}
+	for _, raw := range otherProtocols {
+		f.Add([]byte(raw+"\r\n"+all), []byte{5})
+	}
+	for _, line := range startLines {
+		f.Add([]byte(line.line+"\r\n"+all), []byte{5})
+	}
+	f.Fuzz(func(t *testing.T, rest, steps []byte) {
+		all := request("OPTIONS", "first", "") + string(rest)
+		if len(all) > 60000 {
+			return
+		}
+		want, wantCounts := raws(t, each(client.segment(0, "P", all)))
+		got, counts := raws(t, each(client.segments(all, cutsFrom(steps, len(all))...)...))
+		if !slices.Equal(got, want) || counts != wantCounts {
+			t.Errorf("in one segment %.2000q, counted %q\ncut with %v %.2000q, counted %q", want, wantCounts, steps, got, counts)
+		}
+	})
+}
+
+// FuzzWebSocket does the same for frames of WebSocket, and puts a message in as many of them as it likes.
+func FuzzWebSocket(f *testing.F) {
+	all, _ := webSocketStream()
+	f.Add([]byte(all), []byte{1}, uint32(0))
+	f.Add([]byte(all), []byte{90, 3, 200}, uint32(mask))
+	for _, row := range webSocketRows() {
+		if rest := row.frames[len(row.frames)-1].data[14+20+20:]; len(rest) < 3000 {
+			f.Add(rest, []byte{7, 30}, uint32(mask))
+		}
+	}
+	f.Fuzz(func(t *testing.T, rest, steps []byte, key uint32) {
+		if len(rest) > 50000 {
+			return
+		}
+		m := request("MESSAGE", "ws", strings.Repeat("text ", 40))
+		all, from, opcode := "", 0, byte(text)
+		for _, to := range append(cutsFrom(steps, len(m)/2), len(m)) {
+			all += webSocketFrameOf(opcode, to == len(m), key, m[from:to]) + webSocketFrameOf(ping, true, key, "ping")
+			from, opcode = to, continuation
+		}
+		got, counts := raws(t, each(client.segments(all, cutsFrom(steps, len(all))...)...))
+		if len(got) != 1 || got[0] != m || counts != "" {
+			t.Errorf("got %q, counted %q, want %q", got, counts, m)
+		}
+		all += string(rest)
+		want, wantCounts := raws(t, each(client.segment(0, "P", all)))
+		got, counts = raws(t, each(client.segments(all, cutsFrom(steps, len(all))...)...))
+		if !slices.Equal(got, want) || counts != wantCounts {
+			t.Errorf("in one segment %.2000q, counted %q\ncut with %v %.2000q, counted %q", want, wantCounts, steps, got, counts)
+		}
+	})
+}
+
+// TestSIPpCaptures compares with tshark what comes out of real captures: 20 calls each of SIPp's own scenarios over UDP (in fragments: the MTU is
+// 400), TCP (in segments of 348 bytes) and IPv6. A line of a golden file is the time of the frame that completed a message, the addresses and
+// ports, and the message in hex; it is made by
+//
+//	tshark -r sipp_tcp.pcap -Y sip -T json -x | jq -r '.[]._source.layers | [.frame."frame.time_epoch",
+//	    (.ip // .ipv6 | ."ip.src" // ."ipv6.src"), (.tcp // .udp | ."tcp.srcport" // ."udp.srcport"),
+//	    (.ip // .ipv6 | ."ip.dst" // ."ipv6.dst"), (.tcp // .udp | ."tcp.dstport" // ."udp.dstport"), .sip_raw[0]] | join(" ")'
+func TestSIPpCaptures(t *testing.T) {
+	for name, over := range map[string]transport{"sipp_udp": udp, "sipp_tcp": tcp, "sipp_ipv6": udp} {
+		t.Run(name, func(t *testing.T) {
+			golden, err := os.ReadFile("testdata/" + name + ".golden")
+			if err != nil {
+				t.Fatal(err)
+			}
+			handle, err := pcap.OpenOffline("testdata/" + name + ".pcap")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer handle.Close()
+			if err := handle.SetBPFFilter(defaultBPF(handle.LinkType())); err != nil {
+				t.Fatal(err)
+			}
+			var counters counters
+			var got []string
+			d := newDecoder(&counters, func(m *message) {
+				if m.transport != over {
+					t.Errorf("transport %s", transportNames[m.transport])
+				}
+				got = append(got, fmt.Sprintf("%d.%09d %s %d %s %d %x", m.time.Unix(), m.time.Nanosecond(), m.src.Addr(), m.src.Port(), m.dst.Addr(), m.dst.Port(), m.raw))
+			})
+			for {
+				frame, info, err := handle.ZeroCopyReadPacketData()
+				if err == io.EOF {
+					break
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				d.frame(handle.LinkType(), frame, info)
+			}
+			d.flush()
+			want := strings.Split(strings.TrimSpace(string(golden)), "\n")
+			if len(want) != 120 || !slices.Equal(got, want) {
+				t.Errorf("got %d messages\n%.2000s\nwant %d\n%.2000s", len(got), strings.Join(got, "\n"), len(want), strings.Join(want, "\n"))
+			}
+			lost := counters.packetsInvalid.Load() + counters.truncated.Load() + counters.fragment.Load() + counters.streamGap.Load() + counters.badLength.Load() + counters.oversize.Load()
+			if lost != 0 {
+				t.Errorf("%d frames or messages are counted as invalid or discarded", lost)
+			}
+		})
+	}
+}
+
+const (
+	floodVariable = "SIP_CAPTURE_TEST_FLOOD" // set in the process that is flooded
+	floodLimit    = 128 << 10                // KB of resident memory
+)
+
+// floods are what an attacker may send, to a decoder whose frames come 1 µs after each other. between is called now and then.
+var floods = map[string]func(send func([]byte), between func()){
+	"2 million first fragments": func(send func([]byte), between func()) {
+		first := fragments([]header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(sized(1400))}, 1, 1400)[0]
+		for i := range 2000000 {
+			binary.BigEndian.PutUint32(first[14+12:], 0x0a000000+uint32(i>>16)) // another source after each 65,536
+			binary.BigEndian.PutUint16(first[14+4:], uint16(i))
+			send(first)
+			if i%100000 == 0 {
+				between()
+			}
+		}
+	},
+	"2 million half-open flows": func(send func([]byte), between func()) {
+		segment := client.segment(0, "P", request("INVITE", "half", "")[:120])
+		for i := range 2000000 {
+			binary.BigEndian.PutUint32(segment[14+12:], 0x0a000000+uint32(i>>8))
+			binary.BigEndian.PutUint16(segment[14+20:], 1024+uint16(i&0xff))
+			send(segment)
+			if i%100000 == 0 {
+				between()
+			}
+		}
+	},
+	"50,000 unfinished messages of 60 KB": func(send func([]byte), between func()) {
+		pieces := client.segments(("MESSAGE sip:a SIP/2.0\r\nl: 61000\r\n\r\n" + strings.Repeat("x", 60000))[:60000], sizes(1448, 60000)...)
+		for i := range 50000 {
+			for _, piece := range pieces {
+				binary.BigEndian.PutUint32(piece[14+12:], 0x0a000000+uint32(i))
+				send(piece)
+			}
+			if i%2500 == 0 {
+				between()
+			}
+		}
+	},
+}
+
+// TestFloods runs each flood in a process of its own, as resident memory is that of a process. Messages between must come out.
+func TestFloods(t *testing.T) {
+	if name := os.Getenv(floodVariable); name != "" {
+		flood(t, floods[name])
+		return
+	}
+	if build, ok := debug.ReadBuildInfo(); testing.Short() || ok && slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Skip("takes long, and more memory with the race detector")
+	}
+	for name := range floods {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestFloods$", "-test.v")
+			cmd.Env = append(os.Environ(), floodVariable+"="+name)
+			output, err := cmd.CombinedOutput()
+			t.Logf("%s", output)
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// flood counts the messages that come out between the frames of a flood, and looks at the memory that the process has had at most.
+func flood(t *testing.T, run func(send func([]byte), between func())) {
+	var counters counters
+	got, want := 0, 0
+	d := newDecoder(&counters, func(*message) { got++ })
+	info := gopacket.CaptureInfo{Timestamp: captureStart}
+	send := func(frame []byte) {
+		info.Timestamp = info.Timestamp.Add(time.Microsecond)
+		info.CaptureLength, info.Length = len(frame), len(frame)
+		d.frame(ethernet, frame, info)
+	}
+	all, messages := stream()
+	overWS, _ := webSocketStream()
+	good := slices.Concat([][]byte{over4(messages[0], ethernetHeader())}, client.segments(all, 100, 200, 300),
+		flow{"192.0.2.77:5000", client.dst, 5}.segments(overWS, 100, 200, 300),
+		fragments([]header{ethernetHeader(), ipv6Header()}, []header{udpHeader(5060, 5060), data(messages[1])}, 7, 80, 160))
+	run(send, func() {
+		for _, frame := range good {
+			send(frame)
+		}
+		// The same streams go on as new connections.
+		send(flow{client.src, client.dst, client.first - 1}.segment(0, "S", ""))
+		send(flow{"192.0.2.77:5000", client.dst, 4}.segment(0, "S", ""))
+		want += 1 + 3 + 3 + 1
+	})
+	if got != want {
+		t.Errorf("%d messages, want %d", got, want)
+	}
+	d.flush()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Skip(err)
+	}
+	high, _ := strconv.Atoi(string(regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(status)[1]))
+	if t.Logf("%d packets, at most %d MB resident", counters.packets.Load(), high>>10); high > floodLimit {
+		t.Errorf("resident memory %d KB, want at most %d", high, floodLimit)
+	}
+}
+
+// benchmarkFrames decodes frames again and again; each round is one of b.N. messages is how many come out of a round.
+func benchmarkFrames(b *testing.B, messages int, frames ...[]byte) {
+	var counters counters
+	got := 0
+	d := newDecoder(&counters, func(*message) { got++ })
+	info := gopacket.CaptureInfo{Timestamp: captureStart}
+	round := func() {
+		for _, frame := range frames {
+			info.CaptureLength, info.Length, info.Timestamp = len(frame), len(frame), info.Timestamp.Add(time.Microsecond)
+			d.frame(ethernet, frame, info)
+		}
+	}
+	round()
+	got = 0
+	b.ReportAllocs()
+	for b.Loop() {
+		round()
+	}
+	if got != b.N*messages {
+		b.Errorf("%d messages in %d rounds, want %d each", got, b.N, messages)
+	}
+}
+
+func BenchmarkFrameUDP(b *testing.B) {
+	benchmarkFrames(b, 1, over4(request("INVITE", "benchmark", strings.Repeat("a=rtpmap:0\r\n", 25)), ethernetHeader()))
+}
+
+// BenchmarkFrameTCP is a segment with a message; its sequence number goes on.
+func BenchmarkFrameTCP(b *testing.B) {
+	m := request("INVITE", "benchmark", strings.Repeat("a=rtpmap:0\r\n", 25))
+	segment := client.segment(0, "P", m)
+	var counters counters
+	got, sequence := 0, client.first
+	d := newDecoder(&counters, func(*message) { got++ })
+	info := gopacket.CaptureInfo{Timestamp: captureStart, CaptureLength: len(segment), Length: len(segment)}
+	b.ReportAllocs()
+	for b.Loop() {
+		binary.BigEndian.PutUint32(segment[14+20+4:], sequence)
+		sequence += uint32(len(m))
+		info.Timestamp = info.Timestamp.Add(time.Microsecond)
+		d.frame(ethernet, segment, info)
+	}
+	if got != b.N {
+		b.Errorf("%d messages of %d", got, b.N)
+	}
+}
+
+// BenchmarkFrameNoise is a round of four frames: RTP, DNS, HTTP over TCP, TLS.
+func BenchmarkFrameNoise(b *testing.B) {
+	https := flow{"192.0.2.1:50000", "198.51.100.2:443", 9}
+	benchmarkFrames(b, 0, over4(otherProtocols["RTP"], ethernetHeader()), over4(otherProtocols["DNS"], ethernetHeader()),
+		client.segment(0, "P", otherProtocols["HTTP request"]), https.segment(0, "P", otherProtocols["TLS data"]))
 }

@@ -231,7 +231,7 @@ func (c *config) checkSources(note func(error)) layers.LinkType {
 
 // parseBroker reads a URL and fills in the usual port of its scheme. Credentials in it would end up in logs: they are refused, and not shown.
 func parseBroker(text string) (*url.URL, error) {
-	if strings.Contains(text, "@") {
+	if strings.Contains(os.Getenv("BROKER"), "@") { // not only in text: a password may have a comma
 		return nil, errors.New("BROKER: has credentials; want URLs such as ssl://broker.example:8883, and USERNAME and PASSWORD")
 	}
 	broker, err := url.Parse(text)

@@ -96,7 +96,7 @@ func (p *publisher) put(t transport, envelope []byte) {
 	limit := p.cfg.QueueMB << 20
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.cfg.PcapFile != "" && !p.ended && p.counts.bytes > 0 && p.counts.bytes+len(envelope) > limit {
+	for p.cfg.PcapFile != "" && p.counts.bytes > 0 && p.counts.bytes+len(envelope) > limit {
 		p.room.Wait()
 	}
 	p.counts.accepted[t]++
@@ -402,7 +402,7 @@ func (p *publisher) batch() (unsent []publish, oldest time.Time) {
 			m.sent = now
 		}
 	}
-	if p.window = max(p.window, p.next); p.window == 0 {
+	if p.window = p.next; p.window == 0 {
 		return nil, now
 	}
 	return unsent, p.queue[0].sent

@@ -293,9 +293,10 @@ func TestAcknowledgements(t *testing.T) {
 			mathrand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 			return ids
 		},
-		"twice":          func(ids []uint16) []uint16 { return append(ids, ids...) },
-		"and unknown":    func(ids []uint16) []uint16 { return append(ids, 0, statusID, 40000) },
-		"before publish": func(ids []uint16) []uint16 { return append([]uint16{ids[len(ids)-1] + 1, ids[len(ids)-1] + 2}, ids...) },
+		"twice":                    func(ids []uint16) []uint16 { return append(ids, ids...) },
+		"all but the oldest twice": func(ids []uint16) []uint16 { slices.Reverse(ids); return append(ids[:len(ids)-1:len(ids)-1], ids...) },
+		"and unknown":              func(ids []uint16) []uint16 { return append(ids, 0, statusID, 40000) },
+		"before publish":           func(ids []uint16) []uint16 { return append([]uint16{ids[len(ids)-1] + 1, ids[len(ids)-1] + 2}, ids...) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newFakeBroker(t)
@@ -344,6 +345,7 @@ func TestResend(t *testing.T) {
 	next := s.publishes(100, 100, false) // the first place was freed, the others follow an open one
 	p.untilPublished(3)
 	s.Close()
+	p.until("disconnected", func(s queueStats) bool { return !s.connected })
 
 	s = b.accept(packets.Accepted)
 	again := s.publishes(2, 2, true)
@@ -432,25 +434,29 @@ func TestQueueDropsTheOldestWaiting(t *testing.T) {
 }
 
 func TestReferencesAreFreed(t *testing.T) {
-	b := newFakeBroker(t)
-	p := start(t, nil, b.url("tcp"))
-	freed := make(chan bool, 1)
-	envelope := bytes.Repeat([]byte("x"), 1000)
-	runtime.AddCleanup(&envelope[0], func(int) { freed <- true }, 0)
-	p.put(udp, envelope)
-	envelope = nil
-	s := b.accept(packets.Accepted)
-	s.ack(s.publish().MessageID)
-	p.untilPublished(1)
-	for range 100 {
-		runtime.GC()
-		select {
-		case <-freed:
-			return
-		case <-time.After(time.Millisecond):
+	for _, overflow := range []bool{false, true} {
+		b := newFakeBroker(t)
+		p := start(t, nil, b.url("tcp"))
+		s := b.accept(packets.Accepted)
+		freed := make(chan bool, 1)
+		envelope := bytes.Repeat([]byte("x"), 1000)
+		runtime.AddCleanup(&envelope[0], func(int) { freed <- true }, 0)
+		p.put(udp, envelope)
+		envelope = nil
+		id := s.publish().MessageID
+		if overflow {
+			p.putAll(1, 1100) // the window moves in the queue's array
+		}
+		s.ack(id)
+		p.untilPublished(1)
+		for attempt := 0; len(freed) == 0; attempt++ {
+			if attempt == 100 {
+				t.Fatalf("an acknowledged envelope is still referred to; overflow: %v", overflow)
+			}
+			runtime.GC()
+			time.Sleep(time.Millisecond)
 		}
 	}
-	t.Error("an acknowledged envelope is still referred to")
 }
 
 // TestIdentity has senders, a broker that acknowledges some messages and cuts connections, and a reader of the
@@ -628,8 +634,11 @@ func TestDrain(t *testing.T) {
 		}
 		begin := time.Now() // the next attempt would come in 200 ms at least
 		close(p.drain)
+		for range 4 {
+			b.accept(packets.ErrRefusedServerUnavailable)
+		}
 		b.accept(packets.Accepted)
-		if took := time.Since(begin); took > 100*time.Millisecond {
+		if took := time.Since(begin); took > 180*time.Millisecond {
 			t.Errorf("took %v", took)
 		}
 	})
@@ -808,6 +817,24 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// TestSameReasonOnce: the ports of the publisher's own side, other ones each time, don't make another reason.
+func TestSameReasonOnce(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, nil, b.url("tcp"))
+	for range 5 {
+		conn, err := b.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets.ReadPacket(conn)
+		conn.(*net.TCPConn).SetLinger(0) // closing resets
+		conn.Close()
+	}
+	if n := strings.Count(p.logs.String(), "reset by peer"); n != 1 {
+		t.Errorf("logged %d times: %s", n, p.logs)
+	}
+}
+
 // TestBackoff sees the waits between attempts grow, and start over after a connection that held.
 func TestBackoff(t *testing.T) {
 	b := newFakeBroker(t)
@@ -924,7 +951,11 @@ func TestKeepAlive(t *testing.T) {
 		t.Parallel()
 		b := newFakeBroker(t)
 		start(t, nil, b.url("tcp"))
-		b.Accept()
+		conn, err := b.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close() // and not before
 		b.accept(packets.Accepted)
 	})
 }
