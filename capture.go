@@ -18,15 +18,16 @@ import (
 
 // Limits on what the wire can make the sensor keep, for each device.
 const (
-	maxMessage    = 65535            // bytes of a message; its envelope stays below the 128 KB that cloud brokers accept
-	maxLayers     = 24               // headers in a frame: tags, extensions, a tunnel in a tunnel; a longer chain is an attack
-	maxAssemblies = 65536            // datagrams in fragments and directions of TCP connections; a flood ends the oldest
-	maxHeld       = 24 << 20         // bytes that they hold; a flood ends the oldest
-	maxWaiting    = 512 << 10        // bytes of one that wait for something lost; more, and it is given up
-	partCost      = 128              // bytes that a fragment or segment costs besides its data: tiny ones count too
-	assemblyAge   = 30 * time.Second // of capture time: since a datagram's first fragment, since a flow's last segment
-	gapAge        = 2 * time.Second  // of capture time in which a lost segment may be sent again
-	window        = 1 << 20          // sequence numbers farther apart than this belong to different connections on the same ports
+	maxMessage   = 65535            // bytes of a message; its envelope stays below the 128 KB that cloud brokers accept
+	maxLayers    = 24               // headers in a frame: tags, extensions, a tunnel in a tunnel; a longer chain is an attack
+	maxHeld      = 16 << 20         // bytes that datagrams in fragments and TCP flows hold; a flood ends the oldest
+	maxWaiting   = 512 << 10        // bytes of one that wait for something lost; more, and it is given up
+	partCost     = 128              // bytes that a fragment or segment costs besides its data: tiny ones count too
+	assemblyCost = 640              // bytes that a datagram or flow costs besides its parts: so there are at most 26,000
+	assemblyAge  = 30 * time.Second // of capture time: since a datagram's first fragment, since a flow's last segment
+	gapAge       = 2 * time.Second  // of capture time in which a lost segment may be sent again
+	maxMethod    = 256              // bytes of a method
+	window       = 1 << 20          // sequence numbers farther apart than this belong to different connections on the same ports
 )
 
 // decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that calls frame and expire.
@@ -276,6 +277,7 @@ type assembly struct {
 	sip, framed     bool   // of a flow: a start line was seen; framing is right (else it hunts for the next start line)
 	webSocket, open bool   // framed by RFC 6455, not by Content-Length; a WebSocket message has begun
 	payload         []byte // of the WebSocket message so far
+	need            int    // bytes in buffer before there can be more of it
 }
 
 // part is a fragment or a segment.
@@ -290,7 +292,8 @@ func (a *assembly) ahead(p part) int { return int(int32(p.position - a.position)
 
 // add begins an assembly.
 func (d *decoder) add(key assemblyKey) *assembly {
-	a := &assembly{key: key, touched: d.message.time}
+	a := &assembly{key: key, touched: d.message.time, held: assemblyCost}
+	d.held += a.held
 	a.place, d.assemblies[key] = d.order.PushBack(a), a
 	return a
 }
@@ -321,7 +324,7 @@ func (d *decoder) take(a *assembly, p part) (overlap bool) {
 	}
 	a.waiting = slices.Delete(a.waiting, 0, n)
 	d.held -= a.held
-	a.held = cap(a.buffer) + cap(a.payload)
+	a.held = assemblyCost + cap(a.buffer) + cap(a.payload)
 	for _, p := range a.waiting {
 		a.held += len(p.data) + partCost
 	}
@@ -333,7 +336,7 @@ func (d *decoder) take(a *assembly, p part) (overlap bool) {
 func (d *decoder) expire(now time.Time) {
 	for e := d.order.Front(); e != nil; e = d.order.Front() {
 		a := e.Value.(*assembly)
-		if now.Sub(a.touched) <= assemblyAge && len(d.assemblies) <= maxAssemblies && d.held <= maxHeld {
+		if now.Sub(a.touched) <= assemblyAge && d.held <= maxHeld {
 			return
 		}
 		d.end(a)
@@ -396,8 +399,8 @@ func (d *decoder) reassemble(key assemblyKey, next, offset int, more bool, data 
 	default:
 		return nil, 0
 	}
-	d.held -= a.held
-	a.dead, a.held, a.buffer, a.waiting = true, 0, nil, nil
+	d.held -= a.held - assemblyCost
+	a.dead, a.held, a.buffer, a.waiting = true, assemblyCost, nil, nil
 	return nil, 0
 }
 
@@ -473,11 +476,15 @@ func (d *decoder) lose(a *assembly) {
 
 // restart goes back to hunting.
 func (a *assembly) restart() {
-	a.framed, a.webSocket, a.open, a.buffer, a.payload = false, false, false, nil, nil
+	a.framed, a.webSocket, a.open, a.buffer, a.payload, a.need = false, false, false, nil, nil, 0
 }
 
 // consume hands over the messages at the start of a flow's buffer.
 func (d *decoder) consume(a *assembly) {
+	if len(a.buffer) < a.need {
+		return
+	}
+	a.need = 0
 	b := a.buffer
 	for more := true; more && len(b) > 0; {
 		switch {
@@ -520,6 +527,7 @@ func (d *decoder) stream(a *assembly, b []byte) (rest []byte, more bool) {
 	case err != nil || differs:
 		d.counters.badLength.Add(1)
 	case len(b) < end:
+		a.need = end
 		return b, false
 	default:
 		d.emit(tcp, b[:end])
@@ -543,9 +551,9 @@ func (d *decoder) webSocket(a *assembly, b []byte) (rest []byte, more bool) {
 	case length > maxMessage || opcode == 0 && len(a.payload)+length > maxMessage:
 		d.counters.oversize.Add(1)
 		a.restart()
-		_, rest = cutLine(b[header:])
-		return rest, true
+		return b[min(len(b), header+length):], true
 	case len(b) < header+length:
+		a.need = header + length
 		return b, false
 	case opcode == 1 || opcode == 2:
 		a.open, a.payload = true, a.payload[:0]
@@ -562,8 +570,7 @@ func (d *decoder) webSocket(a *assembly, b []byte) (rest []byte, more bool) {
 	return b[header+length:], true
 }
 
-// webSocketFrame reads the header of a frame; it is 0 bytes long until it is complete. Without a mask the key is zero. Lengths that need 64 bits
-// are too long in any case.
+// webSocketFrame reads the header of a frame; it is 0 bytes long until it is complete. Without a mask the key is zero. A length is 2^40 at most.
 func webSocketFrame(b []byte) (header, length int, key [4]byte) {
 	if len(b) < 2 {
 		return 0, 0, key
@@ -580,7 +587,7 @@ func webSocketFrame(b []byte) (header, length int, key [4]byte) {
 	case 126:
 		length = int(binary.BigEndian.Uint16(b[2:]))
 	case 127:
-		length = maxMessage + 1
+		length = int(min(binary.BigEndian.Uint64(b[2:]), 1<<40))
 	}
 	copy(key[:mask], b[header:])
 	return header + mask, length, key
@@ -598,12 +605,17 @@ type verdict uint8
 
 const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 
-// find looks for the first line of b with which a SIP message, or a WebSocket frame with one, begins or may begin.
+// find looks for the first line of b with which a SIP message begins or may begin, or for a WebSocket frame with one: at the start, or behind
+// the handshake (RFC 6455 §1.3).
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
+	frame := b
+	if bytes.HasPrefix(b, []byte("GET ")) || bytes.HasPrefix(b, []byte("HTTP/1.1 101")) {
+		frame = body(b)
+	}
+	if sip = webSocketStart(frame); sip != no {
+		return frame, sip, true
+	}
 	for ; len(b) > 0; _, b = cutLine(b) {
-		if sip = webSocketStart(b); sip != no {
-			return b, sip, true
-		}
 		line := bytes.TrimLeft(b, "\r\n")
 		if sip = startLine(line); sip != no && len(line) > 0 {
 			return line, sip, false
@@ -614,7 +626,7 @@ func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 
 // webSocketStart reports whether b begins with a WebSocket frame that carries a start line, or its beginning.
 func webSocketStart(b []byte) verdict {
-	if opcode := b[0] & 0x7f; opcode != 1 && opcode != 2 {
+	if len(b) == 0 || b[0]&0x7f != 1 && b[0]&0x7f != 2 {
 		return no
 	}
 	header, length, key := webSocketFrame(b)
@@ -638,14 +650,14 @@ func startLine(b []byte) verdict {
 	version := []byte("SIP/2.0")
 	line, rest := cutLine(b)
 	first, after, _ := bytes.Cut(line, []byte(" "))
-	request := !bytes.ContainsFunc(first, func(r rune) bool { return r > 127 || !isToken(byte(r)) })
+	request := !bytes.ContainsFunc(first[:min(len(first), maxMethod)], func(r rune) bool { return r > 127 || !isToken(byte(r)) })
 	response := bytes.EqualFold(first, version[:min(len(first), len(version))])
 	uri, last := len(after)-len(" SIP/2.0"), []byte(nil) // where the Request-URI ends
 	if uri > 0 {
 		last = after[uri+1:]
 	}
 	switch {
-	case len(b) > 0 && len(first) == 0 || !request && !response:
+	case len(b) > 0 && len(first) == 0 || len(first) > maxMethod || !request && !response:
 		return no
 	case rest == nil:
 		return maybe

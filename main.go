@@ -376,6 +376,7 @@ func (s *sensor) run() error {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		s.log.Info("stopping", "signal", (<-signals).String())
+		time.Sleep(200 * time.Millisecond) // what the kernel has buffered still comes
 		stopCapture()
 		time.AfterFunc(time.Second, func() { // reading a pipe that nobody writes to can't be interrupted
 			for range s.captures {
@@ -555,7 +556,7 @@ func openDevice(cfg *config, device string) (*pcap.Handle, error) {
 		return nil, err
 	}
 	handle, err := inactive.Activate()
-	if err != nil {
+	if err != nil && strings.Contains(err.Error(), "Permission") {
 		err = fmt.Errorf("%w (capturing needs the capability NET_RAW)", err)
 	}
 	return handle, err
