@@ -20,10 +20,10 @@ import (
 const (
 	maxMessage   = 65535            // bytes of a message; its envelope stays below the 128 KB that cloud brokers accept
 	maxLayers    = 24               // headers in a frame: tags, extensions, a tunnel in a tunnel; a longer chain is an attack
-	maxHeld      = 16 << 20         // bytes that datagrams in fragments and TCP flows hold; a flood ends the oldest
+	maxHeld      = 12 << 20         // bytes that datagrams in fragments and TCP flows hold; a flood ends the oldest
 	maxWaiting   = 512 << 10        // bytes of one that wait for something lost; more, and it is given up
 	partCost     = 128              // bytes that a fragment or segment costs besides its data: tiny ones count too
-	assemblyCost = 640              // bytes that a datagram or flow costs besides its parts: so there are at most 26,000
+	assemblyCost = 640              // bytes that a datagram or flow costs besides its parts: so there are at most 19,000
 	assemblyAge  = 30 * time.Second // of capture time: since a datagram's first fragment, since a flow's last segment
 	gapAge       = 2 * time.Second  // of capture time in which a lost segment may be sent again
 	maxMethod    = 256              // bytes of a method
