@@ -426,7 +426,6 @@ func tunnelRows() (rows []captureRow) {
 		{"ERSPAN II with a key", []header{greHeader("KS"), erspanHeader(erspan2...), ethernetHeader()}},
 		{"ERSPAN III", []header{greHeader("S"), erspanHeader(erspan3...), ethernetHeader()}},
 		{"ERSPAN III with a subheader", []header{greHeader("S"), erspanHeader(append(change(slices.Clone(erspan3), 11, 1), 1, 2, 3, 4, 5, 6, 7, 8)...), ethernetHeader()}},
-		{"ERSPAN III of IP", []header{greHeader("S"), erspanHeader(change(slices.Clone(erspan3), 10, 2<<2)...)}},
 		{"IP in IP", nil},
 		{"a tunnel in a tunnel", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), ipv4Header("10.9.9.9", "10.9.9.8"), greHeader("K"), ethernetHeader()}},
 		{"VXLAN in VXLAN", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), ipv4Header("10.9.9.9", "10.9.9.8"), udpHeader(1, 4789), vxlanHeader(8), ethernetHeader()}},
@@ -840,6 +839,8 @@ func lengthRows() (rows []captureRow) {
 		{"Content-Length: 0000000000000000000000000000005\r\n", ""},
 		{"Content-Length: 5\r\nContent-Length: 5\r\n", ""},
 		{"l: 5\r\nContent-Length: 5\r\n", ""},
+		{"Content-Length: 5\r\nContent-Length: 6\r\n", ""}, // the first one counts
+		{"Content-Length: 5\r\nl: 0\r\n", ""},
 		{"X-Content-Length: 9\r\nContent-Length: 5\r\nContent-Lengthy: 7\r\n", ""},
 		{"Subject: x\r\n Content-Length: 9\r\nContent-Length: 5\r\n", ""},
 		{"", "bad_length 1"},
@@ -859,8 +860,6 @@ func lengthRows() (rows []captureRow) {
 		{"Content-Length: \xef\xbc\x95\r\n", "bad_length 1"},
 		{"Content-Length: 5\x00\r\n", "bad_length 1"},
 		{"Content-Length: 5\r\n 5\r\n", "bad_length 1"},
-		{"Content-Length: 5\r\nContent-Length: 6\r\n", "bad_length 1"},
-		{"Content-Length: 5\r\nl: 0\r\n", "bad_length 1"},
 		{"l: x\r\nContent-Length: 5\r\n", "bad_length 1"},
 		{"Content-Length: -99999999999999999999999\r\n", "bad_length 1"},
 		{"Content-Length: 65535\r\n", "oversize 1"},
@@ -1468,7 +1467,7 @@ func TestSIPpCaptures(t *testing.T) {
 			}
 			lost := counters.packetsInvalid.Load() + counters.truncated.Load() + counters.fragment.Load() + counters.streamGap.Load() + counters.badLength.Load() + counters.oversize.Load()
 			if lost != 0 {
-				t.Errorf("%d frames or messages are counted as invalid or discarded", lost)
+				t.Errorf("%d frames or messages are counted as invalid or discarded: invalid %d truncated %d fragment %d gap %d length %d over %d", lost, counters.packetsInvalid.Load(), counters.truncated.Load(), counters.fragment.Load(), counters.streamGap.Load(), counters.badLength.Load(), counters.oversize.Load())
 			}
 		})
 	}
