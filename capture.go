@@ -117,11 +117,11 @@ func (d *decoder) decode(layer int, b []byte) {
 		case 0x22eb: // ERSPAN type III, with an optional subheader
 			size, next = 12+8*int(h[11]&1), mac
 		case tunnel + 4789, tunnel + 8472: // VXLAN (RFC 7348)
-			d.cut, size, next = true, 8, mac
-			d.network = d.network<<24 ^ u16(h[5:])
+			d.cut, d.network = true, d.network<<24^int(h[4])<<16^u16(h[5:])
+			size, next = 8, mac
 		case tunnel + 6081: // Geneve (RFC 8926)
-			d.cut, size, next = true, 8+4*int(h[0]&63), u16(h[2:])
-			d.network = d.network<<24 ^ u16(h[5:])
+			d.cut, d.network = true, d.network<<24^int(h[4])<<16^u16(h[5:])
+			size, next = 8+4*int(h[0]&63), u16(h[2:])
 		case protocol + 6:
 			d.tcp(h, b)
 		case protocol + 17:
@@ -317,8 +317,8 @@ func (d *decoder) end(a *assembly) {
 // complete, as its fragments have more bytes than it, and ends when it is old.
 func (d *decoder) reassemble(key assemblyKey, next, offset int, more bool, data []byte) (datagram []byte, protocol int) {
 	end := offset + len(data) + d.missing
-	d.bad = d.bad || (offset > 0 || more) && (end == offset || end > 65535 || more && end%8 != 0)
-	if offset == 0 && !more || d.bad || d.short {
+	d.bad = d.bad || (offset > 0 || more) && (end > 65535 || more && end%8 != 0)
+	if offset == 0 && !more || len(data) == 0 || d.bad || d.short {
 		return data, next
 	}
 	key.src, key.dst, key.network = d.message.src, d.message.dst, d.network
@@ -370,7 +370,7 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 			}
 		}
 	}
-	a.touched, a.cut = now, d.missing > 0
+	a.touched, a.cut, d.missing = now, d.missing > 0, 0 // what is there of it is whole
 	if a.ahead(p) > 0 {
 		d.hold(a, p)
 	} else {
