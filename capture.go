@@ -33,10 +33,10 @@ type decoder struct {
 	counters   *counters
 	found      func(*message) // takes every message; must not keep its bytes
 	assemblies map[assemblyKey]*assembly
-	held       int        // bytes of them, at most
-	swept      int64      // the second of capture time in which the old ones were ended last
-	orphans    [32]orphan // segments of no flow, overwritten in turn: the beginning of a stream may come behind them
-	orphan     int        // the next one to be overwritten
+	held       int         // bytes of them, at most
+	swept      int64       // the second of capture time in which the old ones were ended last
+	orphanOf   assemblyKey // the flow that the next one would belong to:
+	orphan     part        // the last segment of no flow: the beginning of a stream may come right behind it
 
 	// Of the frame in hand:
 	message    message // its addresses are those of the innermost packet so far
@@ -253,11 +253,6 @@ type part struct {
 	data     []byte
 }
 
-type orphan struct {
-	key assemblyKey
-	part
-}
-
 // assembly returns the assembly of that name, a new one if there is none.
 func (d *decoder) assembly(key assemblyKey) *assembly {
 	if d.assemblies[key] == nil {
@@ -351,23 +346,22 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 	}
 	key := assemblyKey{src: d.message.src, dst: d.message.dst, network: d.network, flow: true}
 	a := d.assemblies[key]
-	if a != nil && (syn != 0 || a.strange(p)) {
+	if a != nil && (syn != 0 || a.ahead(p) > window || a.ahead(p) < -window) { // another connection on the same ports
 		d.end(a)
 		a = nil
 	}
 	if a == nil {
-		if _, sip, _ := find(p.data); sip == no {
-			o := &d.orphans[d.orphan%len(d.orphans)]
-			o.key, o.position, o.time, o.data = key, p.position, now, append(o.data[:0], p.data...)
-			d.orphan++
+		_, sip, _ := find(p.data)
+		if sip == no && len(p.data) > 0 {
+			d.orphanOf, d.orphan = key, part{p.position, now, append(d.orphan.data[:0], p.data...)}
+		}
+		if sip == no {
 			return
 		}
 		a = d.assembly(key)
 		a.position = p.position
-		for _, o := range d.orphans {
-			if o.key == key && now.Sub(o.time) <= gapAge && a.ahead(o.part) > 0 && !a.strange(o.part) {
-				d.hold(a, o.part)
-			}
+		if early := a.ahead(d.orphan); d.orphanOf == key && early > 0 && early < window && now.Sub(d.orphan.time) <= gapAge {
+			d.hold(a, d.orphan)
 		}
 	}
 	a.touched, a.cut, d.missing = now, d.missing > 0, 0 // what is there of it is whole
@@ -385,9 +379,6 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 
 // ahead tells by how many bytes p begins behind (above 0) what comes next, or repeats (below 0) what came. Sequence numbers wrap.
 func (a *assembly) ahead(p part) int { return int(int32(p.position - a.position)) }
-
-// strange reports whether p belongs to another connection on the same ports.
-func (a *assembly) strange(p part) bool { return a.ahead(p) > window || a.ahead(p) < -window }
 
 // giveUp goes on behind a lost segment.
 func (d *decoder) giveUp(a *assembly) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -1671,14 +1672,17 @@ func TestHostileCost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var counters counters
-			d := newDecoder(&counters, func(*message) {})
 			info := gopacket.CaptureInfo{Timestamp: captureStart}
-			size, begin := 0, time.Now()
-			for _, frame := range frames {
-				info.CaptureLength, info.Length, size = len(frame), len(frame), size+len(frame)
-				d.frame(ethernet, frame, info)
+			size, took := 0, time.Duration(math.MaxInt64)
+			for range 3 { // the best of three: the machine may have other things to do
+				size = 0
+				begin, d := time.Now(), newDecoder(&counters, func(*message) {})
+				for _, frame := range frames {
+					info.CaptureLength, info.Length, size = len(frame), len(frame), size+len(frame)
+					d.frame(ethernet, frame, info)
+				}
+				took = min(took, time.Since(begin))
 			}
-			took := time.Since(begin)
 			limit := time.Duration(len(frames))*2*time.Millisecond + time.Duration(size)*300*time.Nanosecond
 			if t.Logf("%d frames, %d bytes: %s, %s a frame", len(frames), size, took, took/time.Duration(len(frames))); took > limit {
 				t.Errorf("took %s, want at most %s", took, limit)
