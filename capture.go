@@ -3,9 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"maps"
-	"math/bits"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -103,25 +101,22 @@ func (d *decoder) decode(layer int, b []byte) {
 		case protocol + 51: // authentication header (RFC 4302 §2)
 			size, next = 8+4*int(h[1]), protocol+int(h[0])
 		case protocol + 44: // IPv6 fragment (RFC 8200 §4.5)
-			id := assemblyKey{id: u16(h[4:])<<16 | u16(h[6:])}
+			id := assemblyKey{id: u32(h[4:])}
 			b, next = d.reassemble(id, protocol+int(h[0]), u16(h[2:])&^7, h[3]&1 != 0, d.behind(b, 8))
 		case protocol + 4, protocol + 41: // IP in IP (RFC 2003, RFC 4213)
 			d.cut, next = true, ip
-		case protocol + 47: // GRE (RFC 2784, RFC 2890), no source routes, version 0; in it ERSPAN type II (with a header), or I
-			d.cut, size, next = true, 4+4*bits.OnesCount8(h[0]&0xb0), u16(h[2:])
-			if h[0]&0x40 != 0 || h[1]&7 != 0 {
-				next = 0
-			} else if next == 0x88be {
-				size, next = size+int(h[0]&0x10)/2, mac
+		case protocol + 47: // GRE (RFC 2784, RFC 2890); in it ERSPAN type I, or, where it has sequence numbers, II with 8 bytes more
+			checksum, key, sequence := int(h[0]>>7), int(h[0]>>5&1), int(h[0]>>4&1)
+			d.cut, size, next = true, 4+4*(checksum+key+sequence), u16(h[2:])
+			if next == 0x88be {
+				size, next = size+8*sequence, mac
 			}
 		case 0x22eb: // ERSPAN type III, with an optional subheader
 			size, next = 12+8*int(h[11]&1), mac
 		case tunnel + 4789, tunnel + 8472: // VXLAN (RFC 7348)
-			d.cut, d.network = true, d.network<<24^int(h[4])<<16^u16(h[5:])
-			size, next = 8, mac
+			d.cut, d.network, size, next = true, d.network<<24^u32(h[4:]), 8, mac
 		case tunnel + 6081: // Geneve (RFC 8926)
-			d.cut, d.network = true, d.network<<24^int(h[4])<<16^u16(h[5:])
-			size, next = 8+4*int(h[0]&63), u16(h[2:])
+			d.cut, d.network, size, next = true, d.network<<24^u32(h[4:]), 8+4*int(h[0]&63), u16(h[2:])
 		case protocol + 6:
 			d.tcp(h, b)
 		case protocol + 17:
@@ -134,6 +129,7 @@ func (d *decoder) decode(layer int, b []byte) {
 }
 
 func u16(b []byte) int { return int(binary.BigEndian.Uint16(b)) }
+func u32(b []byte) int { return int(binary.BigEndian.Uint32(b)) }
 
 // behind returns what follows a header, and notes where that isn't there as a whole.
 func (d *decoder) behind(b []byte, size int) []byte {
@@ -174,16 +170,14 @@ func (d *decoder) ports(h [40]byte) {
 	d.message.dst = netip.AddrPortFrom(d.message.dst.Addr(), uint16(u16(h[2:])))
 }
 
-// udp reads a datagram (RFC 768): it is SIP, or else its port says that it is a tunnel.
+// udp reads a datagram (RFC 768), which may be SIP, or a tunnel, as its port says.
 func (d *decoder) udp(h [40]byte, b []byte) (payload []byte, next int) {
 	d.ports(h)
 	payload = d.behind(b, 8)
 	if length := u16(h[4:]); length > 0 { // segmentation offload leaves 0
 		payload = d.upTo(payload, length-8)
 	}
-	if d.whole(udp, payload) {
-		return nil, 0
-	}
+	d.whole(udp, payload)
 	return payload, tunnel + int(d.message.dst.Port())
 }
 
@@ -202,17 +196,16 @@ func (d *decoder) sctp(h [40]byte, b []byte) {
 	}
 }
 
-// whole takes a payload that is a message if it is SIP at all, and reports whether it may be.
-func (d *decoder) whole(t transport, payload []byte) bool {
+// whole takes a payload that is a message if it is SIP at all.
+func (d *decoder) whole(t transport, payload []byte) {
 	sip := startLine(bytes.TrimLeft(payload, "\r\n"))
 	if d.short || d.bad {
-		return false
+		return // the frame is counted
 	} else if sip == yes && d.missing == 0 {
 		d.emit(t, payload)
 	} else if sip != no && d.missing > 0 {
 		d.counters.truncated.Add(1)
 	}
-	return sip != no
 }
 
 func (d *decoder) emit(t transport, raw []byte) {
@@ -265,7 +258,7 @@ func (d *decoder) assembly(key assemblyKey) *assembly {
 // hold keeps a part in its place among those that wait.
 func (d *decoder) hold(a *assembly, p part) {
 	i, known := slices.BinarySearchFunc(a.waiting, p, func(x, y part) int { return int(int32(x.position - y.position)) })
-	if len(p.data) > 0 && !(known && bytes.Equal(a.waiting[i].data, p.data)) {
+	if !known || !bytes.Equal(a.waiting[i].data, p.data) {
 		p.data = bytes.Clone(p.data)
 		a.waiting, a.size, d.held = slices.Insert(a.waiting, i, p), a.size+len(p.data), d.held+len(p.data)+overhead
 	}
@@ -340,8 +333,9 @@ func (d *decoder) reassemble(key assemblyKey, next, offset int, more bool, data 
 func (d *decoder) tcp(h [40]byte, b []byte) {
 	d.ports(h)
 	size, syn, now := int(h[12]>>4)*4, h[13]>>1&1, d.message.time
-	p := part{binary.BigEndian.Uint32(h[4:]) + uint32(syn), now, d.behind(b, max(size, 20))}
-	if d.bad = d.bad || !d.short && size < 20; d.bad || d.short {
+	p := part{uint32(u32(h[4:]) + int(syn)), now, d.behind(b, max(size, 20))}
+	d.bad = !d.short && size < 20
+	if d.bad || d.short || len(p.data) == 0 && syn == 0 {
 		return
 	}
 	key := assemblyKey{src: d.message.src, dst: d.message.dst, network: d.network, flow: true}
@@ -351,11 +345,8 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 		a = nil
 	}
 	if a == nil {
-		_, sip, _ := find(p.data)
-		if sip == no && len(p.data) > 0 {
+		if _, sip, _ := find(p.data); sip == no {
 			d.orphanOf, d.orphan = key, part{p.position, now, append(d.orphan.data[:0], p.data...)}
-		}
-		if sip == no {
 			return
 		}
 		a = d.assembly(key)
@@ -431,14 +422,16 @@ func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) 
 	}
 	after := body(b)
 	headers := b[:len(b)-len(after)]
-	length, err := strconv.ParseUint(string(firstHeader(headers, "content-length")), 10, 16)
-	end := len(headers) + int(length)
+	length, err := strconv.ParseUint(string(firstHeader(headers, "content-length")), 10, 64) // 2^64-1 if it is larger
+	end := len(headers) + int(min(length, maxMessage+1))
 	switch {
-	case len(headers) > maxMessage, after != nil && (errors.Is(err, strconv.ErrRange) || end > maxMessage):
+	case after == nil && len(headers) <= maxMessage:
+		return b, false
+	case after == nil || end > maxMessage:
 		d.counters.oversize.Add(1)
-	case after != nil && err != nil:
+	case err != nil:
 		d.counters.badLength.Add(1)
-	case after == nil || len(b) < end:
+	case len(b) < end:
 		return b, false
 	default:
 		d.emit(tcp, b[:end])
