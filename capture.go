@@ -478,12 +478,12 @@ func webSocketFrame(b []byte) (size, length int, payload []byte) {
 			length = min(length<<8|int(c), 1<<24)
 		}
 	}
-	key := h[size : size+4*int(h[1]>>7)]
-	if size += len(key); len(b) < size {
+	var key [4]byte // all zero without a mask
+	if size += copy(key[:h[1]>>7*4], h[size:]); len(b) < size {
 		return 0, 0, nil
 	}
 	payload = append([]byte{}, b[size:min(len(b), size+length)]...)
-	for i := range payload[:len(payload)*len(key)/4] {
+	for i := range payload {
 		payload[i] ^= key[i%4]
 	}
 	return size + length, length, payload
@@ -497,7 +497,7 @@ const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 // find looks for the first line of b with which a SIP message begins or may begin, or a WebSocket frame with one. Of such a frame it reads
 // 1 KB: no frame can make it unmask the same bytes for each of its lines.
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
-	for b = bytes.TrimLeft(b, "\r\n"); len(b) > 0; b = bytes.TrimLeft(b, "\r\n") {
+	for ; len(b) > 0; _, b = cutLine(b) {
 		if opcode := b[0] & 0x7f; opcode == 1 || opcode == 2 {
 			if _, _, payload := webSocketFrame(b[:min(len(b), 1024)]); startLine(bytes.TrimLeft(payload, "\r\n")) != no {
 				return b, yes, true
@@ -506,21 +506,23 @@ func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 		if sip = startLine(b); sip != no {
 			return b, sip, false
 		}
-		_, b = cutLine(b)
 	}
 	return nil, no, false
 }
 
 // startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1, §7.2), lenient about the Request-URI.
 func startLine(b []byte) verdict {
+	if len(b) > 0 && !isToken(b[0]) {
+		return no // at a glance: most of what isn't SIP
+	}
 	version := []byte(" SIP/2.0")
 	line, _, complete := bytes.Cut(b, []byte("\n"))
 	first, after, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\r")), []byte(" "))
-	request := len(first) > 0 && len(first) <= maxMethod && !slices.ContainsFunc(first, func(c byte) bool { return !isToken(c) })
-	response := len(first) > 0 && bytes.EqualFold(first, version[1:min(1+len(first), len(version))])
+	request := len(first) <= maxMethod && !slices.ContainsFunc(first, func(c byte) bool { return !isToken(c) })
+	response := bytes.EqualFold(first, version[1:min(1+len(first), len(version))])
 	code, _, _ := bytes.Cut(after, []byte(" "))
 	switch {
-	case !complete && (request || response || len(b) == 0):
+	case !complete && (request || response):
 		return maybe
 	case complete && request && len(after) > len(version) && bytes.EqualFold(after[len(after)-len(version):], version):
 		return yes
