@@ -118,9 +118,8 @@ func configure() *config {
 	host, _ := os.Hostname()
 	c := &config{Interface: []string{"any"}, Snaplen: 262144, BufferMB: 32, Promiscuous: true, Broker: []string{"tcp://localhost:1883"},
 		ClientID: "sip-capture-" + host + "-" + rand.Text()[:8], QueueMB: 64, StatsInterval: time.Minute}
-	var unparsed env.AggregateError
+	problems, unparsed := []error{}, env.AggregateError{}
 	errors.As(env.ParseWithOptions(c, env.Options{UseFieldNameByDefault: true}), &unparsed)
-	var problems []error
 	check := func(ok bool, variable string, want ...any) {
 		value, name := os.Getenv(variable), strings.ReplaceAll(variable, "_", "")
 		failed := func(err error) bool { return strings.EqualFold(err.(env.ParseError).Name, name) }
@@ -156,7 +155,7 @@ func configure() *config {
 		broker.Host = net.JoinHostPort(broker.Hostname(), fmt.Sprint(port))
 		c.brokers = append(c.brokers, broker)
 	}
-	check(good, "BROKER", "URLs such as tcp://broker.example:1883, with tcp, mqtt, ssl, tls, mqtts, ws or wss, not credentials (see USERNAME)")
+	check(good, "BROKER", "URLs such as tcp://broker.example:1883, with tcp, mqtt, ssl, tls, mqtts, ws or wss; a user goes into USERNAME")
 
 	password, err := c.password()
 	good = err == nil && len(password) < 65536 && (c.PasswordFile == "" || password != "" && c.Password == "")
@@ -192,8 +191,8 @@ func configure() *config {
 			check(isNew, "INTERFACE", fmt.Sprintf("any, or each once of these, not %q: %+v", c.Interface[i], devices))
 		}
 	}
-	_, err = pcap.CompileBPFFilter(link, 65535, cmp.Or(c.BPFFilter, defaultBPF(link)))
-	if err != nil && link != sll2 { // libpcap's number for which has more bits than gopacket's
+	// For sll2 it can't be compiled without a file: libpcap's number has more bits than gopacket's.
+	if _, err := pcap.CompileBPFFilter(link, 65535, cmp.Or(c.BPFFilter, defaultBPF(link))); err != nil && link != sll2 {
 		check(false, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
 	}
 	c.filter, err = compileFilter(c.SIPFilter)
@@ -256,7 +255,10 @@ func run(cfg *config) {
 	delivering, stopDelivering := context.WithCancel(context.Background())
 	if cfg.MetricsAddr != "" {
 		http.HandleFunc("GET /metrics", s.serveMetrics)
-		http.HandleFunc("GET /healthz", s.serveHealth)
+		http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(map[bool]int{true: http.StatusOK, false: http.StatusServiceUnavailable}[s.down.Load() == 0])
+			fmt.Fprintf(w, "down %d\nconnected %v\n", s.down.Load(), s.publisher.stats().connected)
+		})
 		server := &http.Server{Addr: cfg.MetricsAddr, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
 		go func() { exitOn(fmt.Errorf("METRICS_ADDR: %w", server.ListenAndServe()), 1) }()
 	}
@@ -328,13 +330,6 @@ func (s *sensor) serveMetrics(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func (s *sensor) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	if s.down.Load() > 0 {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
-	fmt.Fprintf(w, "down %d\nconnected %v\n", s.down.Load(), s.publisher.stats().connected)
-}
-
 // capture reads a device or file, which has been opened, to its end. A device that fails is opened again, for as long as it takes, every
 // 1 s to 30 s. The goroutine that calls it alone owns the decoder: there are no locks.
 func (s *sensor) capture(source string, handle *pcap.Handle, err error) error {
@@ -396,21 +391,22 @@ func (s *sensor) read(source string, handle *pcap.Handle, d *decoder) error {
 
 // open opens a capture file or a device. The setters can fail on an active handle only. There is no immediate mode: that would size each
 // slot of the kernel's buffer by the snap length. Half the timeout is the latency. libpcap can't be promiscuous on any.
-func (c *config) open(source string) (handle *pcap.Handle, err error) {
+func (c *config) open(source string) (*pcap.Handle, error) {
 	if c.PcapFile != "" {
-		handle, err = pcap.OpenOffline(source)
-	} else if inactive, failed := pcap.NewInactiveHandle(source); failed != nil {
-		err = failed
-	} else {
-		defer inactive.CleanUp()
-		inactive.SetSnapLen(c.Snaplen)
-		inactive.SetPromisc(c.Promiscuous && source != "any")
-		inactive.SetTimeout(50 * time.Millisecond)
-		inactive.SetBufferSize(c.BufferMB << 20)
-		handle, err = inactive.Activate()
+		return pcap.OpenOffline(source)
 	}
+	inactive, err := pcap.NewInactiveHandle(source)
 	if err != nil {
-		err = fmt.Errorf("opening %s: %w (live capturing needs the capability NET_RAW)", source, err)
+		return nil, err
+	}
+	defer inactive.CleanUp()
+	inactive.SetSnapLen(c.Snaplen)
+	inactive.SetPromisc(c.Promiscuous && source != "any")
+	inactive.SetTimeout(50 * time.Millisecond)
+	inactive.SetBufferSize(c.BufferMB << 20)
+	handle, err := inactive.Activate()
+	if err != nil {
+		err = fmt.Errorf("opening %s: %w (capturing needs the capability NET_RAW)", source, err)
 	}
 	return handle, err
 }
