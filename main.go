@@ -254,13 +254,16 @@ func run(cfg *config) {
 	draining, drain := context.WithCancelCause(context.Background())
 	delivering, stopDelivering := context.WithCancel(context.Background())
 	if cfg.MetricsAddr != "" {
+		listener, err := net.Listen("tcp", cfg.MetricsAddr)
+		if err != nil {
+			exitOn(fmt.Errorf("METRICS_ADDR: %w", err), 1)
+		}
 		http.HandleFunc("GET /metrics", s.serveMetrics)
 		http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(map[bool]int{true: http.StatusOK, false: http.StatusServiceUnavailable}[s.down.Load() == 0])
 			fmt.Fprintf(w, "down %d\nconnected %v\n", s.down.Load(), s.publisher.stats().connected)
 		})
-		server := &http.Server{Addr: cfg.MetricsAddr, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
-		go func() { exitOn(fmt.Errorf("METRICS_ADDR: %w", server.ListenAndServe()), 1) }()
+		go (&http.Server{ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}).Serve(listener)
 	}
 	if cfg.PcapFile != "" {
 		cfg.Interface = nil
