@@ -294,8 +294,16 @@ func init() {
 	}
 }
 
+func itself() string {
+	path, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return path
+}
+
 func helperCommand(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", args...)
+	cmd := exec.Command(itself(), args...)
 	cmd.Env = append(os.Environ(), "BENCH_HELPER="+name)
 	return cmd
 }
@@ -880,7 +888,7 @@ func newSender(b *testing.B) *sender {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command("sh", "-c", `read -r _ <&3 && exec "$0" "$@"`, "/proc/"+strconv.Itoa(os.Getpid())+"/exe", s.device+"p")
+	cmd := exec.Command("sh", "-c", `read -r _ <&3 && exec "$0" "$@"`, itself(), s.device+"p")
 	cmd.Env = append(os.Environ(), "BENCH_HELPER=send")
 	cmd.ExtraFiles = []*os.File{ready}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
