@@ -57,6 +57,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -73,30 +74,44 @@ var source string // -help prints the comment above
 var version string // set by the linker; else what the module was installed as
 
 func main() {
-	build, _ := debug.ReadBuildInfo()
-	version = cmp.Or(version, build.Main.Version)
-	switch mode := fmt.Sprintf("%q", os.Args[1:]); mode {
-	case `["-version"]`:
-		fmt.Println(version)
-	case `["-help"]`:
-		manual, _, _ := strings.Cut("\n"+source, "\npackage ")
-		fmt.Println(strings.NewReplacer("\n// ", "\n", "\n//", "\n").Replace(manual))
-	case `["-check"]`:
-		configure()
-		fmt.Println("configuration ok")
-	case "[]":
-		run(configure())
-	default:
-		exitOn(fmt.Errorf("arguments: %s; want none, or one of -check, -version, -help; everything else is set in the environment", mode), 2)
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		if errors.As(err, &configError{}) {
+			os.Exit(2)
+		}
+		os.Exit(1)
 	}
 }
 
-// exitOn ends the program if there is an error. Canceled is none: it is what a context says where nothing failed.
-func exitOn(err error, code int) {
-	if err != nil && err != context.Canceled {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(code)
+// configError is what is wrong with the configuration or the arguments, a line for each problem.
+type configError struct{ error }
+
+// run is the program. It returns nil where the exit code is 0.
+func run(args []string) error {
+	build, _ := debug.ReadBuildInfo()
+	version = cmp.Or(version, build.Main.Version)
+	mode := fmt.Sprintf("%q", args)
+	switch mode {
+	case `["-version"]`:
+		fmt.Println(version)
+		return nil
+	case `["-help"]`:
+		manual, _, _ := strings.Cut("\n"+source, "\npackage ")
+		fmt.Println(strings.NewReplacer("\n// ", "\n", "\n//", "\n").Replace(manual))
+		return nil
+	case `["-check"]`, "[]":
+	default:
+		return configError{fmt.Errorf("arguments: %s; want none, or one of -check, -version, -help; all else is set in the environment", mode)}
 	}
+	cfg, err := configure()
+	if err != nil {
+		return configError{err}
+	}
+	if mode == "[]" {
+		return sense(cfg)
+	}
+	fmt.Println("configuration ok")
+	return nil
 }
 
 // config is the environment: PcapFile is PCAP_FILE, and so on.
@@ -113,8 +128,8 @@ type config struct {
 	filter  func(*message) bool
 }
 
-// configure reads the environment. Every problem in it is reported, a line each, before the program ends.
-func configure() *config {
+// configure reads the environment. The error has every problem in it, a line each.
+func configure() (*config, error) {
 	host, _ := os.Hostname()
 	c := &config{Interface: []string{"any"}, Snaplen: 262144, BufferMB: 32, Promiscuous: true, Broker: []string{"tcp://localhost:1883"},
 		ClientID: "sip-capture-" + host + "-" + rand.Text()[:8], QueueMB: 64, StatsInterval: time.Minute}
@@ -125,8 +140,10 @@ func configure() *config {
 		failed := func(err error) bool { return strings.EqualFold(err.(env.ParseError).Name, name) }
 		isText := len(value) < 65536 && !strings.ContainsFunc(strings.ToValidUTF8(value, "\n"), unicode.IsControl)
 		if !ok || !isText || slices.ContainsFunc(unparsed.Errors, failed) {
-			shown := value[strings.LastIndex(value, "@")+1:] // what is before may be credentials
-			problems = append(problems, fmt.Errorf("%s: %q; want %s", variable, shown, fmt.Sprint(want...)))
+			if variable == "BROKER" {
+				value = value[strings.LastIndex(value, "@")+1:] // what is before may be credentials
+			}
+			problems = append(problems, fmt.Errorf("%s: %q; want %s", variable, value, fmt.Sprint(want...)))
 		}
 	}
 	check(c.Snaplen >= 68 && c.Snaplen <= 262144, "SNAPLEN", "a whole number from 68 to 262144")
@@ -183,21 +200,24 @@ func configure() *config {
 	case fmt.Sprint(c.Interface) == "[any]":
 		link = layers.LinkTypeLinuxSLL
 	default:
+		var there []string
 		devices, _ := net.Interfaces()
+		for _, device := range devices {
+			there = append(there, device.Name)
+		}
+		good = true
 		for i, device := range c.Interface {
 			c.Interface[i] = strings.TrimSpace(device)
-			_, err := net.InterfaceByName(c.Interface[i])
-			isNew := err == nil && !slices.Contains(c.Interface[:i], c.Interface[i])
-			check(isNew, "INTERFACE", fmt.Sprintf("any, or each once of these, not %q: %+v", c.Interface[i], devices))
+			good = good && slices.Contains(there, c.Interface[i]) && !slices.Contains(c.Interface[:i], c.Interface[i])
 		}
+		check(good, "INTERFACE", "any, or each once of ", strings.Join(there, ", "))
 	}
 	// For sll2 it can't be compiled without a file: libpcap's number has more bits than gopacket's.
 	if _, err := pcap.CompileBPFFilter(link, 65535, cmp.Or(c.BPFFilter, defaultBPF(link))); err != nil && link != sll2 {
 		check(false, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
 	}
 	c.filter, err = compileFilter(c.SIPFilter)
-	exitOn(errors.Join(append(problems, err)...), 2)
-	return c
+	return c, errors.Join(append(problems, err)...)
 }
 
 // password reads PASSWORD_FILE anew each time: a secret may be rotated.
@@ -241,58 +261,57 @@ type sensor struct {
 type counters struct {
 	packets, packetsDropped, packetsInvalid, truncated, fragment, streamGap, badLength, oversize atomic.Uint64
 	rejected                                                                                     [transports]atomic.Uint64
-	down                                                                                         atomic.Int64 // captures
+	down, reopened                                                                               atomic.Int64 // devices, how often
 	stopped                                                                                      atomic.Bool
 }
 
-// run captures until a signal comes or the file ends, then drains the queue: after a signal for at most 8 s, or until the next one.
-func run(cfg *config) {
+// sense captures until a signal comes or the file ends, then drains the queue: after a signal for at most 8 s, or until the next one.
+func sense(cfg *config) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: cfg.LogLevel})))
 	s := &sensor{config: cfg, publisher: newPublisher(cfg, slog.Default())}
-	draining, drain := context.WithCancelCause(context.Background())
-	delivering, stopDelivering := context.WithCancel(context.Background())
-	if cfg.MetricsAddr != "" {
-		listener, err := net.Listen("tcp", cfg.MetricsAddr)
-		if err != nil {
-			exitOn(fmt.Errorf("METRICS_ADDR: %w", err), 1)
-		}
-		http.HandleFunc("GET /metrics", s.serveMetrics)
-		http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(map[bool]int{true: http.StatusOK, false: http.StatusServiceUnavailable}[s.down.Load() == 0])
-			fmt.Fprintf(w, "down %d\nconnected %v\n", s.down.Load(), s.publisher.stats().connected)
-		})
-		go (&http.Server{ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}).Serve(listener)
+	if err := s.serve(); err != nil {
+		return err
 	}
+	var captures sync.WaitGroup
+	var failed error // of the capture file; a device is opened again
 	if cfg.PcapFile != "" {
 		cfg.Interface = nil
-		go func() {
+		captures.Go(func() {
 			handle, err := cfg.open(cfg.PcapFile) // not before: a pipe may have nothing to read yet
-			drain(s.capture(cfg.PcapFile, handle, err))
-		}()
+			failed = s.capture(cfg.PcapFile, handle, err)
+		})
 	}
 	for _, device := range cfg.Interface {
 		handle, err := cfg.open(device)
-		exitOn(err, 1)
-		go s.capture(device, handle, nil)
+		if err != nil {
+			return err
+		}
+		captures.Go(func() { s.capture(device, handle, nil) })
 	}
+	captured, drain := context.WithCancel(context.Background())
+	delivering, stop := context.WithCancel(context.Background())
+	go func() {
+		captures.Wait()
+		drain()
+	}()
 	go func() {
 		slog.Info("stopping", "signal", (<-signals).String())
 		time.AfterFunc(200*time.Millisecond, func() { s.stopped.Store(true) }) // what the kernel has buffered still comes
-		time.AfterFunc(300*time.Millisecond, func() { drain(nil) })            // a pipe may never be done
-		time.AfterFunc(8*time.Second, stopDelivering)
+		time.AfterFunc(time.Second, drain)                                     // a pipe, or a device that is away, may never be done
+		time.AfterFunc(8*time.Second, stop)
 		<-signals
-		stopDelivering()
+		stop()
 	}()
 	go func() {
 		for range time.Tick(cmp.Or(cfg.StatsInterval, 1<<62)) {
 			slog.Info("stats", s.statistics()...)
 		}
 	}()
-	s.publisher.run(delivering, draining.Done())
+	s.publisher.run(delivering, captured.Done())
 	slog.Info("stats", s.statistics()...)
-	exitOn(context.Cause(draining), 1)
+	return failed
 }
 
 // statistics are all counters and gauges at one moment. In every such moment
@@ -313,8 +332,27 @@ func (s *sensor) statistics() []any {
 	}
 }
 
-// serveMetrics writes the Prometheus text format 0.0.4.
-func (s *sensor) serveMetrics(w http.ResponseWriter, _ *http.Request) {
+// serve answers /metrics and /healthz, if METRICS_ADDR is set.
+func (s *sensor) serve() error {
+	if s.MetricsAddr == "" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", s.MetricsAddr)
+	if err != nil {
+		return fmt.Errorf("METRICS_ADDR: %w", err)
+	}
+	http.HandleFunc("GET /metrics", s.metrics)
+	http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		down := s.down.Load()
+		w.WriteHeader(map[bool]int{true: http.StatusOK, false: http.StatusServiceUnavailable}[down == 0])
+		fmt.Fprintf(w, "down %d\nreopened %d\nconnected %v\n", down, s.reopened.Load(), s.publisher.stats().connected)
+	})
+	go (&http.Server{ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}).Serve(listener)
+	return nil
+}
+
+// metrics writes the Prometheus text format 0.0.4.
+func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 	labels := map[string]string{"messages": "transport", "messages_discarded": "reason"}
 	numbers := strings.NewReplacer("true", "1", "false", "0")
@@ -356,20 +394,16 @@ func (s *sensor) capture(source string, handle *pcap.Handle, err error) error {
 		time.Sleep(delay)
 		s.down.Add(-1)
 		if handle, err = s.open(source); err == nil {
+			s.reopened.Add(1)
 			slog.Info("capturing again", "device", source)
 		}
 	}
 }
 
-// read hands every frame to the decoder, until the sensor stops, the file ends (nil), or there is an error. A BPF filter that is refused
-// must never mean an unfiltered capture.
+// read hands every frame to the decoder, until the sensor stops, the file ends (nil), or there is an error.
 func (s *sensor) read(source string, handle *pcap.Handle, d *decoder) error {
 	defer handle.Close()
 	link, dropped := handle.LinkType(), uint32(0)
-	err := handle.SetBPFFilter(cmp.Or(s.BPFFilter, defaultBPF(link)))
-	if err != nil || !slices.Contains(linkTypes, link) {
-		return fmt.Errorf("BPF_FILTER on %s with link type %s: %w", source, link, cmp.Or(err, errors.New("unknown link type")))
-	}
 	for frames := 0; !s.stopped.Load(); frames++ {
 		data, info, err := handle.ZeroCopyReadPacketData()
 		if s.PcapFile == "" && (err != nil || frames%64 == 0) {
@@ -392,9 +426,24 @@ func (s *sensor) read(source string, handle *pcap.Handle, d *decoder) error {
 	return nil
 }
 
-// open opens a capture file or a device. The setters can fail on an active handle only. There is no immediate mode: that would size each
-// slot of the kernel's buffer by the snap length. Half the timeout is the latency. libpcap can't be promiscuous on any.
+// open opens a capture file or a device. A BPF filter that is refused must never mean an unfiltered capture.
 func (c *config) open(source string) (*pcap.Handle, error) {
+	handle, err := c.activate(source)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", source, err)
+	}
+	link := handle.LinkType()
+	err = handle.SetBPFFilter(cmp.Or(c.BPFFilter, defaultBPF(link)))
+	if err != nil || !slices.Contains(linkTypes, link) {
+		handle.Close()
+		return nil, configError{fmt.Errorf("BPF_FILTER: on %s, link type %s: %w", source, link, cmp.Or(err, errors.New("not one that is read")))}
+	}
+	return handle, nil
+}
+
+// activate makes a handle of libpcap. The setters can fail on an active one only. There is no immediate mode: that would size each slot of
+// the kernel's buffer by the snap length. Half the timeout is the latency. libpcap can't be promiscuous on any.
+func (c *config) activate(source string) (*pcap.Handle, error) {
 	if c.PcapFile != "" {
 		return pcap.OpenOffline(source)
 	}
@@ -409,7 +458,7 @@ func (c *config) open(source string) (*pcap.Handle, error) {
 	inactive.SetBufferSize(c.BufferMB << 20)
 	handle, err := inactive.Activate()
 	if err != nil {
-		err = fmt.Errorf("opening %s: %w (capturing needs the capability NET_RAW)", source, err)
+		err = fmt.Errorf("%w (capturing needs the capability NET_RAW)", err)
 	}
 	return handle, err
 }

@@ -815,7 +815,11 @@ func TestManual(t *testing.T) {
 	}
 	t.Setenv("TOPIC", "required")
 	values := map[string]string{} // of an environment in which only TOPIC is set
-	fields := reflect.ValueOf(*configure())
+	configured, err := configure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := reflect.ValueOf(*configured)
 	parameters, err := env.GetFieldParamsWithOptions(&config{}, env.Options{UseFieldNameByDefault: true}) // in the order of the fields
 	if err != nil {
 		t.Fatal(err)
@@ -1292,7 +1296,7 @@ func TestIdentityWithDrops(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	s := p.untilStats("captured", func(s statsLine) bool { return s.Packets+s.PacketsDropped == n })
+	s := p.untilStats("captured", func(s statsLine) bool { return s.Messages["udp"]+s.PacketsDropped == n })
 	if s.Messages["udp"] != s.Packets || s.QueueMessages+s.MessagesDropped != s.Packets || s.MessagesDropped == 0 || s.QueueBytes > 1<<20 || s.QueueBytes < 1<<20-2000 {
 		t.Errorf("got %+v", s)
 	}
