@@ -413,7 +413,8 @@ func (d *decoder) advance(a *assembly, p part) {
 	}
 }
 
-// streamMessage takes the first message in b, framed by its Content-Length (RFC 3261 §18.3).
+// streamMessage takes the first message in b, framed by its Content-Length (RFC 3261 §18.3). Two that differ are as bad as none: the next hop
+// may believe another one than we do.
 func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) {
 	b, sip, webSocket := find(b)
 	a.sip, a.webSocket = a.sip || sip == yes, webSocket
@@ -422,14 +423,20 @@ func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) 
 	}
 	after := body(b)
 	headers := b[:len(b)-len(after)]
-	length, err := strconv.ParseUint(string(firstHeader(headers, "content-length")), 10, 64) // 2^64-1 if it is larger
+	value, fields, differ := []byte(nil), 0, false
+	anyHeader(headers, "content-length", func(other []byte) bool {
+		differ = differ || fields > 0 && !bytes.Equal(value, other)
+		value, fields = other, fields+1
+		return false
+	})
+	length, err := strconv.ParseUint(string(value), 10, 64) // 2^64-1 if it is larger
 	end := len(headers) + int(min(length, maxMessage+1))
 	switch {
 	case after == nil && len(headers) <= maxMessage:
 		return b, false
 	case after == nil || end > maxMessage:
 		d.counters.oversize.Add(1)
-	case err != nil:
+	case err != nil || differ:
 		d.counters.badLength.Add(1)
 	case len(b) < end:
 		return b, false

@@ -840,8 +840,6 @@ func lengthRows() (rows []captureRow) {
 		{"Content-Length: 0000000000000000000000000000005\r\n", ""},
 		{"Content-Length: 5\r\nContent-Length: 5\r\n", ""},
 		{"l: 5\r\nContent-Length: 5\r\n", ""},
-		{"Content-Length: 5\r\nContent-Length: 6\r\n", ""}, // the first one counts
-		{"Content-Length: 5\r\nl: 0\r\n", ""},
 		{"X-Content-Length: 9\r\nContent-Length: 5\r\nContent-Lengthy: 7\r\n", ""},
 		{"Subject: x\r\n Content-Length: 9\r\nContent-Length: 5\r\n", ""},
 		{"", "bad_length 1"},
@@ -861,6 +859,9 @@ func lengthRows() (rows []captureRow) {
 		{"Content-Length: \xef\xbc\x95\r\n", "bad_length 1"},
 		{"Content-Length: 5\x00\r\n", "bad_length 1"},
 		{"Content-Length: 5\r\n 5\r\n", "bad_length 1"},
+		{"Content-Length: 5\r\nContent-Length: 6\r\n", "bad_length 1"},
+		{"Content-Length: 5\r\nl: 0\r\n", "bad_length 1"},
+		{"Content-Length:\r\nContent-Length: 5\r\n", "bad_length 1"},
 		{"l: x\r\nContent-Length: 5\r\n", "bad_length 1"},
 		{"Content-Length: -99999999999999999999999\r\n", "bad_length 1"},
 		{"Content-Length: 65535\r\n", "oversize 1"},
