@@ -193,11 +193,11 @@ func cutLine(text []byte) (line, after []byte) {
 func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 	_, headers := cutLine(bytes.TrimSpace(raw))
 	for line, rest := cutLine(headers); len(line) > 0; line, rest = cutLine(rest) {
-		header, value, found := bytes.Cut(line, []byte(":"))
-		header = bytes.TrimSpace(header)
+		colon := bytes.IndexByte(line, ':')
+		header := bytes.TrimSpace(line[:max(0, colon)])
 		isCompact := len(header) == 1 && longForms[string(rune(header[0]|0x20))] == name // 0x20: in lower case
-		if found && line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
-			value = slices.Clip(bytes.Trim(value, " \t")) // clipped: appending copies it
+		if line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
+			value := slices.Clip(bytes.Trim(line[colon+1:], " \t")) // clipped: appending copies it
 			for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\t') {
 				line, rest = cutLine(rest)
 				value = append(append(value, ' '), bytes.Trim(line, " \t")...)
