@@ -79,7 +79,7 @@ func compileFilter(source string) (func(*message) bool, error) {
 	}
 	expect(len(source) <= 65536, &node{at: min(len(source), 65536), text: "more"}, "at most 65536 bytes")
 	source = cmp.Or(strings.TrimRight(source, " \t\r\n"), "(any request response)")
-	open := []*node{{}} // the top level, and the lists in it that are not closed yet, or a string
+	open := []*node{{}} // the top level, and what is not closed yet: lists inside each other, or a string (it has one quote)
 	for _, place := range regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[^ \t\r\n()"]+`).FindAllStringIndex(source, -1) {
 		e, last := &node{at: place[0], text: source[place[0]:place[1]]}, len(open)-1
 		if e.text == ")" && last > 0 {
@@ -98,15 +98,15 @@ func compileFilter(source string) (func(*message) bool, error) {
 	return func(m *message) bool { return filter(m, partsOf(m.raw)) }, errors.Join(errs...)
 }
 
-// compile makes a form into a function, which must not be called after an error.
+// compile makes a form into a function, which must not be called after an error. A word is a form without arguments.
 func compile(e *node, expect func(ok bool, e *node, want string)) func(*message, parts) bool {
 	list := append([]*node{e}, e.list...)[min(1, len(e.list)):]
 	name := cmp.Or(map[string]string{"and": "all", "or": "any"}[list[0].text], list[0].text) // as other languages say
 	usage := slices.MinFunc(slices.Sorted(maps.Keys(forms)), func(a, b string) int { return edits(name, a, 3) - edits(name, b, 3) })
 	kinds, test := strings.Fields(strings.TrimSuffix(usage, "…")), forms[usage]
-	expect(kinds[0] == list[0].text, list[0], "a form: the nearest is ("+usage+")")
-	expect(len(list) == len(kinds) || len(list) > len(kinds) && strings.HasSuffix(usage, "…"), list[0], "the arguments of ("+usage+")")
-	for i := 1; i < len(list) && kinds[0] == list[0].text; i++ {
+	fits := kinds[0] == list[0].text && (len(list) == len(kinds) || len(list) > len(kinds) && strings.HasSuffix(usage, "…"))
+	expect(fits, list[0], "a form with its arguments: the nearest is ("+usage+")")
+	for i := 1; fits && i < len(list); i++ {
 		a := list[i]
 		a.word = strings.NewReplacer(`\"`, `"`, `"`, ``).Replace(a.text) // without the quotes around it
 		a.name = cmp.Or(longForms[strings.ToLower(a.word)], strings.ToLower(a.word))
@@ -122,7 +122,7 @@ func compile(e *node, expect func(ok bool, e *node, want string)) func(*message,
 		case "RE":
 			expect(a.text[0] == '"', a, "a regular expression in double quotes")
 			compiled, err := regexp.Compile(a.word)
-			reason, part, _ := strings.Cut(strings.TrimSuffix(fmt.Sprint(err), "`"), ": `")
+			reason, part, _ := strings.Cut(strings.TrimSuffix(fmt.Sprint(err), "`"), ": `") // as in "missing closing ): `a(b`"
 			expect(err == nil, &node{at: a.at + max(0, strings.Index(a.text, part)), text: part}, "the syntax of RE2: "+reason)
 			a.name, a.match = list[i-1].name, compiled.Match
 		case "TRANSPORT":
@@ -144,13 +144,14 @@ func compile(e *node, expect func(ok bool, e *node, want string)) func(*message,
 	}
 }
 
-// edits is how many bytes must be left out, added or replaced to make a into b.
+// edits is how many bytes must be left out, added or replaced to make a into the first word of b, without regard to case
+// in a; where that is more than most, it may be too high.
 func edits(a, b string, most int) int {
 	b, _, _ = strings.Cut(b, " ")
 	if a == "" || b == "" || most == 0 {
 		return max(len(a), len(b))
 	}
-	if a[0]|0x20 == b[0] {
+	if a[0]|0x20 == b[0] { // 0x20: in lower case
 		return edits(a[1:], b[1:], most)
 	}
 	return 1 + min(edits(a[1:], b, most-1), edits(a, b[1:], most-1), edits(a[1:], b[1:], most-1))
@@ -165,9 +166,11 @@ var longForms = map[string]string{
 	"o": "event", "r": "refer-to", "s": "subject", "t": "to", "u": "allow-events", "v": "via", "x": "session-expires", "y": "identity",
 }
 
-// parts are those of a start line.
+// parts are those of a start line: code is nil in a request, uri (what stands between the first and the last blank) in a
+// response, whose method is the last word of CSeq (RFC 3261 §20.16).
 type parts struct{ method, uri, code []byte }
 
+// partsOf takes the start line of a message apart. Empty lines may come before it (RFC 3261 §7.5), here and below.
 func partsOf(raw []byte) parts {
 	line, _ := cutLine(bytes.TrimSpace(raw))
 	first, rest, _ := bytes.Cut(line, []byte(" "))
@@ -186,15 +189,15 @@ func cutLine(text []byte) (line, after []byte) {
 
 // anyHeader reports whether match is true for the value of any header field of raw with that name (given in lower case
 // and long form; on the wire in any case, long or compact). The value is unfolded (RFC 3261 §7.3.1) and trimmed, and
-// valid only during the call. Header fields end at the first empty line.
+// valid only during the call. Header fields end at the first empty line. A nil match is true for any value.
 func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 	_, headers := cutLine(bytes.TrimSpace(raw))
 	for line, rest := cutLine(headers); len(line) > 0; line, rest = cutLine(rest) {
-		header, value, found := bytes.Cut(line, []byte(":"))
-		header = bytes.TrimSpace(header)
+		colon := bytes.IndexByte(line, ':')
+		header := bytes.TrimSpace(line[:max(0, colon)])
 		isCompact := len(header) == 1 && longForms[string(rune(header[0]|0x20))] == name // 0x20: in lower case
-		if found && line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
-			value = slices.Clip(bytes.Trim(value, " \t")) // clipped: appending copies it
+		if line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
+			value := slices.Clip(bytes.Trim(line[colon+1:], " \t")) // clipped: appending copies it
 			for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\t') {
 				line, rest = cutLine(rest)
 				value = append(append(value, ' '), bytes.Trim(line, " \t")...)
@@ -221,7 +224,8 @@ func body(raw []byte) []byte {
 	return rest
 }
 
+// tokenBytes has the bytes of a token, such as a method or the name of a header (RFC 3261 §25.1).
 const tokenBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.!%*_+`'~"
 
-// isToken reports whether c may stand in a token, such as a method or the name of a header (RFC 3261 §25.1).
+// isToken reports whether c may stand in a token.
 func isToken(c byte) bool { return strings.IndexByte(tokenBytes, c) >= 0 }

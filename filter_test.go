@@ -690,9 +690,10 @@ const (
 	wsRule    = "; want one of udp, tcp, sctp, ws: the nearest is "
 )
 
-// nearest is the rest of the error of what is no form, arguments that of a form with too many or too few.
-func nearest(usage string) string   { return "; want a form: the nearest is (" + usage + ")" }
-func arguments(usage string) string { return "; want the arguments of (" + usage + ")" }
+// nearest is the rest of the error of what is no form, or one with too many or too few arguments.
+func nearest(usage string) string {
+	return "; want a form with its arguments: the nearest is (" + usage + ")"
+}
 
 // Each row has a source of one line, the column of its first error, the part of the source that is wrong, and the rest of
 // the error; then how many more errors follow from that one.
@@ -720,29 +721,29 @@ func TestFilterErrors(t *testing.T) {
 		{`(port 5060)`, 2, `port`, nearest("not F"), 0},
 		{`(not invite)`, 6, `invite`, nearest("initial"), 0},
 		{`(alll (method invite) (stauts 200))`, 2, `alll`, nearest("all F…"), 0},
-		{`()`, 1, `(`, nearest("to RE"), 1},
-		{`((request))`, 2, `(`, nearest("to RE"), 1},
+		{`()`, 1, `(`, nearest("to RE"), 0},
+		{`((request))`, 2, `(`, nearest("to RE"), 0},
 		{`"request"`, 1, `"request"`, nearest("request"), 0},
 		{`("two words" invite)`, 2, `"two words"`, nearest("to RE"), 0},
 		{`("method" invite)`, 2, `"method"`, nearest("method NAME…"), 0},
 
 		// Numbers of arguments.
-		{`(request 1)`, 2, `request`, arguments("request"), 0},
-		{`(initial yes)`, 2, `initial`, arguments("initial"), 0},
-		{`method`, 1, `method`, arguments("method NAME…"), 0},
-		{`(method)`, 2, `method`, arguments("method NAME…"), 0},
-		{`(methods)`, 2, `methods`, arguments("methods NAME…"), 0},
-		{`(status)`, 2, `status`, arguments("status CODE…"), 0},
-		{`(header "to")`, 2, `header`, arguments("header NAME RE"), 0},
-		{`(header "to" "a" "b")`, 2, `header`, arguments("header NAME RE"), 0},
-		{`(header)`, 2, `header`, arguments("header NAME RE"), 0},
-		{`(to "a" "b")`, 2, `to`, arguments("to RE"), 0},
-		{`(body)`, 2, `body`, arguments("body RE"), 0},
-		{`(all request (not))`, 15, `not`, arguments("not F"), 0},
-		{`(not request response)`, 2, `not`, arguments("not F"), 0},
-		{`(all)`, 2, `all`, arguments("all F…"), 0},
-		{`any`, 1, `any`, arguments("any F…"), 0},
-		{`(sample 10 20)`, 2, `sample`, arguments("sample N"), 0},
+		{`(request 1)`, 2, `request`, nearest("request"), 0},
+		{`(initial yes)`, 2, `initial`, nearest("initial"), 0},
+		{`method`, 1, `method`, nearest("method NAME…"), 0},
+		{`(method)`, 2, `method`, nearest("method NAME…"), 0},
+		{`(methods)`, 2, `methods`, nearest("methods NAME…"), 0},
+		{`(status)`, 2, `status`, nearest("status CODE…"), 0},
+		{`(header "to")`, 2, `header`, nearest("header NAME RE"), 0},
+		{`(header "to" "a" "b")`, 2, `header`, nearest("header NAME RE"), 0},
+		{`(header)`, 2, `header`, nearest("header NAME RE"), 0},
+		{`(to "a" "b")`, 2, `to`, nearest("to RE"), 0},
+		{`(body)`, 2, `body`, nearest("body RE"), 0},
+		{`(all request (not))`, 15, `not`, nearest("not F"), 0},
+		{`(not request response)`, 2, `not`, nearest("not F"), 0},
+		{`(all)`, 2, `all`, nearest("all F…"), 0},
+		{`any`, 1, `any`, nearest("any F…"), 0},
+		{`(sample 10 20)`, 2, `sample`, nearest("sample N"), 0},
 
 		// Names of methods and headers.
 		{`(method "in vite")`, 9, `"in vite"`, nameRule, 0},
@@ -798,13 +799,13 @@ func TestFilterErrors(t *testing.T) {
 		{`(sample 4294967296)`, 9, `4294967296`, countRule, 0},
 
 		// Parentheses, strings, a second form.
-		{`(`, 1, `(`, closeRule, 2},
+		{`(`, 1, `(`, closeRule, 1},
 		{`(method invite`, 1, `(`, closeRule, 0},
 		{`(all (method invite) initial`, 1, `(`, closeRule, 0},
 		{`(all (method invite initial`, 6, `(`, closeRule, 0},
-		{`)`, 1, `)`, endRule, 2},
+		{`)`, 1, `)`, endRule, 1},
 		{`(status 200))`, 13, `)`, endRule, 0},
-		{`"`, 1, `"`, closeRule, 2},
+		{`"`, 1, `"`, closeRule, 1},
 		{`(body "v=0)`, 7, `"v=0)`, closeRule, 1},
 		{`(body "a\")`, 7, `"a\")`, closeRule, 1},
 		{`(body "a\\")`, 7, `"a\\")`, closeRule, 1},
@@ -906,6 +907,7 @@ func TestFilterSample(t *testing.T) {
 			for _, raw := range []string{
 				"INVITE sip:a@b SIP/2.0\r\nCall-ID: " + callID + "\r\n\r\n",
 				"SIP/2.0 200 OK\r\nVia: x\r\ni:\t" + callID + " \r\nCall-ID: second\r\n\r\n",
+				"ACK sip:a@b SIP/2.0\r\n" + strings.Repeat("i: "+callID+"\r\n", min(1, len(callID))) + "\r\n", // none if it is empty
 			} {
 				if got := filter(&message{raw: []byte(raw)}); got != (hash%n == 0) {
 					t.Errorf("Call-ID %q, sample %d: got %v", callID, n, got)
