@@ -62,7 +62,9 @@ var codes = regexp.MustCompile(`^[1-6](xx|[0-9]{2}(-[1-6][0-9]{2})?)$`)
 // quoted string: so it isn't inside of either.
 var tag = regexp.MustCompile(`(?i);[ \t]*tag[ \t]*([=;]|$)([^"<>\\]|"([^"\\]|\\.)*")*$`)
 
-// compileFilter compiles a SIP filter; an empty source selects everything. The function that it returns allocates
+const unfiltered = "(any request response)" // what an empty filter stands for
+
+// compileFilter compiles a SIP filter; an empty source selects unfiltered. The function that it returns allocates
 // nothing, unless it looks at a folded header, and takes time linear in the message and in the filter.
 //
 // The error has up to ten problems, each starting "SIP_FILTER:line:column: " (from 1; columns count characters), followed
@@ -78,7 +80,7 @@ func compileFilter(source string) (func(*message) bool, error) {
 		}
 	}
 	expect(len(source) <= 65536, &node{at: min(len(source), 65536), text: "more"}, "at most 65536 bytes")
-	source = cmp.Or(strings.TrimRight(source, " \t\r\n"), "(any request response)")
+	source = cmp.Or(strings.TrimRight(source, " \t\r\n"), unfiltered)
 	open := []*node{{}} // the top level, and what is not closed yet: lists inside each other, or a string (it has one quote)
 	for _, place := range regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[^ \t\r\n()"]+`).FindAllStringIndex(source, -1) {
 		e, last := &node{at: place[0], text: source[place[0]:place[1]]}, len(open)-1
@@ -95,6 +97,9 @@ func compileFilter(source string) (func(*message) bool, error) {
 	}
 	expect(len(open) == 1, open[len(open)-1], `what closes it: a ), or a " without a backslash`)
 	filter := compile(open[0].list[0], expect)
+	if source == unfiltered {
+		return func(*message) bool { return true }, nil // without a look at the message
+	}
 	return func(m *message) bool { return filter(m, partsOf(m.raw)) }, errors.Join(errs...)
 }
 
@@ -183,8 +188,11 @@ func partsOf(raw []byte) parts {
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to neither part.
 func cutLine(text []byte) (line, after []byte) {
-	line, after, _ = bytes.Cut(text, []byte("\n"))
-	return bytes.TrimSuffix(line, []byte("\r")), after
+	end := bytes.IndexByte(text, '\n')
+	if end < 0 {
+		return bytes.TrimSuffix(text, []byte("\r")), nil
+	}
+	return bytes.TrimSuffix(text[:end], []byte("\r")), text[end+1:]
 }
 
 // anyHeader reports whether match is true for the value of any header field of raw with that name (given in lower case
