@@ -275,12 +275,16 @@ func sense(cfg *config) error {
 		return err
 	}
 	var captures sync.WaitGroup
-	var failed error // of the capture file; a device is opened again
+	captured, drain := context.WithCancelCause(context.Background())
+	defer drain(nil)
 	if cfg.PcapFile != "" {
 		cfg.Interface = nil
 		captures.Go(func() {
 			handle, err := cfg.open(cfg.PcapFile) // not before: a pipe may have nothing to read yet
-			failed = s.capture(cfg.PcapFile, handle, err)
+			if err == nil {
+				err = s.capture(cfg.PcapFile, handle)
+			}
+			drain(err)
 		})
 	}
 	for _, device := range cfg.Interface {
@@ -288,18 +292,17 @@ func sense(cfg *config) error {
 		if err != nil {
 			return err
 		}
-		captures.Go(func() { s.capture(device, handle, nil) })
+		captures.Go(func() { s.capture(device, handle) })
 	}
-	captured, drain := context.WithCancel(context.Background())
-	delivering, stop := context.WithCancel(context.Background())
 	go func() {
 		captures.Wait()
-		drain()
+		drain(nil)
 	}()
+	delivering, stop := context.WithCancel(context.Background())
 	go func() {
 		slog.Info("stopping", "signal", (<-signals).String())
 		time.AfterFunc(200*time.Millisecond, func() { s.stopped.Store(true) }) // what the kernel has buffered still comes
-		time.AfterFunc(time.Second, drain)                                     // a pipe, or a device that is away, may never be done
+		time.AfterFunc(time.Second, func() { drain(nil) })                     // a pipe, or a device that is away, may never be done
 		time.AfterFunc(8*time.Second, stop)
 		<-signals
 		stop()
@@ -311,7 +314,10 @@ func sense(cfg *config) error {
 	}()
 	s.publisher.run(delivering, captured.Done())
 	slog.Info("stats", s.statistics()...)
-	return failed
+	if err := context.Cause(captured); err != context.Canceled {
+		return err
+	}
+	return nil
 }
 
 // statistics are all counters and gauges at one moment. In every such moment
@@ -371,9 +377,9 @@ func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// capture reads a device or file, which has been opened, to its end. A device that fails is opened again, for as long as it takes, every
-// 1 s to 30 s. The goroutine that calls it alone owns the decoder: there are no locks.
-func (s *sensor) capture(source string, handle *pcap.Handle, err error) error {
+// capture reads a device or file to its end. A device that fails is opened again, for as long as it takes, every 1 s to 30 s. The
+// goroutine that calls it alone owns the decoder: there are no locks.
+func (s *sensor) capture(source string, handle *pcap.Handle) error {
 	d := newDecoder(&s.counters, func(m *message) {
 		if s.filter(m) {
 			s.publisher.put(m.transport, envelope(m, version, s.IncludeAddresses))
@@ -382,21 +388,20 @@ func (s *sensor) capture(source string, handle *pcap.Handle, err error) error {
 		}
 	})
 	defer d.flush()
-	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
-		if err == nil {
-			delay, err = time.Second, s.read(source, handle, d)
-		}
+	for {
+		err := s.read(source, handle, d)
 		if err == nil || s.PcapFile != "" {
 			return err
 		}
-		slog.Error("capture failed, trying again", "error", err, "in", delay.String())
 		s.down.Add(1)
-		time.Sleep(delay)
-		s.down.Add(-1)
-		if handle, err = s.open(source); err == nil {
-			s.reopened.Add(1)
-			slog.Info("capturing again", "device", source)
+		for delay := time.Second; err != nil; delay = min(2*delay, 30*time.Second) {
+			slog.Error("capture failed, trying again", "error", err, "in", delay.String())
+			time.Sleep(delay)
+			handle, err = s.open(source)
 		}
+		s.down.Add(-1)
+		s.reopened.Add(1)
+		slog.Info("capturing again", "device", source)
 	}
 }
 
