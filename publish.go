@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -40,14 +39,13 @@ var serious = regexp.MustCompile(`sent \{2002|tls: |_FILE`)
 //
 // The captures call put; one goroutine, deliver, does the rest.
 type publisher struct {
-	cfg    *config
-	log    *slog.Logger
-	window [][]byte // the batch sent last, in order; nil what is acknowledged. Only deliver uses it
+	cfg *config
+	log *slog.Logger
 
 	mu sync.Mutex // guards all that follows
 	queueStats
-	queue [][]byte // what waits, oldest first
-	ended bool     // run is over: everything is dropped
+	window, queue [][]byte // the batch sent last, nil what is acknowledged; then what waits. Both in order, oldest first
+	ended         bool     // run is over: everything is dropped
 }
 
 // queueStats are the publisher's counters: always, the sum of accepted is published + dropped + messages.
@@ -100,15 +98,14 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) {
 	if p.messages > 0 {
 		p.log.Warn("stopped before everything was delivered", "messages_dropped", p.messages)
 	}
-	p.dropped += uint64(p.messages)
-	p.queue, p.messages, p.bytes, p.connected, p.ended = nil, 0, 0, false, true
+	p.dropped, p.messages, p.bytes, p.queue = p.dropped+uint64(p.messages), 0, 0, nil
+	p.connected, p.ended = false, true
 }
 
 // deliver connects again and again: to the brokers in order, and after the last one it waits 1, 2, 4, 8, 16, 20, 20 … seconds
 // and at random up to half as much again, so that sensors don't come back in step. Once drain is closed it waits a second.
 func (p *publisher) deliver(ctx context.Context, drain <-chan struct{}) {
-	reported := map[string]time.Time{}
-	for wait := second; ctx.Err() == nil; wait = min(2*wait, 20*second) {
+	for wait, reported := second, map[string]time.Time{}; ctx.Err() == nil; wait = min(2*wait, 20*second) {
 		for _, broker := range p.cfg.brokers {
 			start := time.Now()
 			err := p.serve(ctx, broker)
@@ -170,7 +167,7 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 
 // send writes a batch as soon as something waits, and returns how many answers it will have: what a lost connection left
 // unacknowledged comes first. A status is published by itself. After 5 s without a message there is a ping.
-func (p *publisher) send(ctx context.Context, w io.Writer, status string) (answers int) {
+func (p *publisher) send(ctx context.Context, w *bufio.Writer, status string) (answers int) {
 	if publish(w, p.cfg.StatusTopic, statusID, []byte(status), true) {
 		return 1
 	}
@@ -199,7 +196,7 @@ func (p *publisher) send(ctx context.Context, w io.Writer, status string) (answe
 
 // receive reads an answer: CONNACK, then PUBACK or PINGRESP twice (MQTT 3.1.1 §3.2, §3.4, §3.13). Nothing else is taken from a
 // broker, and never more than these 4 bytes.
-func (p *publisher) receive(r io.Reader, broker string) error {
+func (p *publisher) receive(r *bufio.Reader, broker string) error {
 	var packet struct{ Kind, Value uint16 } // type, flags and length; then packet id or return code
 	err := binary.Read(r, binary.BigEndian, &packet)
 	p.mu.Lock()
@@ -220,7 +217,7 @@ func (p *publisher) receive(r io.Reader, broker string) error {
 }
 
 // publish writes a PUBLISH (MQTT 3.1.1 §3.3) and reports whether it did: without a topic or a payload there is nothing to write.
-func publish(w io.Writer, topic string, id int, payload []byte, retain bool) bool {
+func publish(w *bufio.Writer, topic string, id int, payload []byte, retain bool) bool {
 	packet := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
 	packet.Qos, packet.Retain, packet.TopicName, packet.MessageID, packet.Payload = 1, retain, topic, uint16(id), payload
 	return topic != "" && len(payload) > 0 && packet.Write(w) == nil
