@@ -5,8 +5,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -28,8 +29,8 @@ const windowSize, statusID = 99, 100
 // second is the unit of all waits for a broker; tests shorten it.
 var second = time.Second
 
-// serious is what waiting alone seldom mends: a refusal (a CONNACK that is not accepted), TLS, a file that can't be read.
-var serious = regexp.MustCompile(`sent \{2002|tls: |_FILE`)
+// serious is what waiting alone seldom mends: a refusal (a CONNACK that is not accepted), TLS, a file that can't be used.
+var serious = regexp.MustCompile(`sent 2002|tls: |^open |^no certificates`)
 
 // publisher queues envelopes and brings them to a broker with QoS 1, in batches: up to 99 messages are written, then their
 // PUBACKs are awaited.
@@ -59,9 +60,9 @@ type queueStats struct {
 func newPublisher(cfg *config, log *slog.Logger) *publisher { return &publisher{cfg: cfg, log: log} }
 
 // put takes over the envelope of a message. While that makes more than QUEUE_MB, the oldest waiting messages are dropped.
-// It never blocks, except with PCAP_FILE: then it waits for room.
+// It never blocks, except with PCAP_FILE: then it waits, for as long as 1 MB is on the way.
 func (p *publisher) put(t transport, envelope []byte) {
-	for p.cfg.PcapFile != "" && p.stats().bytes+len(envelope) > p.cfg.QueueMB<<20 {
+	for p.cfg.PcapFile != "" && p.stats().bytes+len(envelope) > 1<<20 {
 		time.Sleep(time.Millisecond)
 	}
 	p.mu.Lock()
@@ -112,9 +113,15 @@ func (p *publisher) deliver(ctx context.Context, drain <-chan struct{}) {
 			if time.Since(start) > 30*second { // the connection held
 				wait = second
 			}
-			level := map[bool]slog.Level{false: slog.LevelWarn, true: slog.LevelError}[serious.MatchString(err.Error())]
-			if key := broker.Host + level.String(); ctx.Err() == nil && time.Since(reported[key]) > time.Minute {
-				reported[key] = time.Now()
+			level, reason := map[bool]slog.Level{true: slog.LevelError, false: slog.LevelWarn}[serious.MatchString(err.Error())], err
+			for errors.Unwrap(reason) != nil {
+				reason = errors.Unwrap(reason) // without the local port, which is another one each time
+			}
+			if same := broker.Host + reason.Error(); ctx.Err() == nil && time.Since(reported[same]) > time.Minute {
+				if len(reported) > 100 {
+					clear(reported) // a hostile broker has many reasons
+				}
+				reported[same] = time.Now()
 				p.log.Log(ctx, level, "no connection", "broker", broker.Host, "reason", err,
 					"check", "BROKER; if refused USERNAME, PASSWORD, PASSWORD_FILE, CLIENT_ID; for TLS CA_FILE, CERT_FILE, KEY_FILE")
 			}
@@ -197,20 +204,21 @@ func (p *publisher) send(ctx context.Context, w *bufio.Writer, status string) (a
 // receive reads an answer: CONNACK, then PUBACK or PINGRESP twice (MQTT 3.1.1 §3.2, §3.4, §3.13). Nothing else is taken from a
 // broker, and never more than these 4 bytes.
 func (p *publisher) receive(r *bufio.Reader, broker string) error {
-	var packet struct{ Kind, Value uint16 } // type, flags and length; then packet id or return code
-	err := binary.Read(r, binary.BigEndian, &packet)
+	var packet [4]byte
+	_, err := io.ReadFull(r, packet[:])
+	kind, value := u16(packet[:]), u16(packet[2:]) // type, flags and length; then packet id, or return code
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch i := int(packet.Value) - 1; {
+	switch i, code := value-1, packet[3]; {
 	case err != nil:
-	case p.connected && packet.Kind == 0x4002 && 0 <= i && i < len(p.window) && p.window[i] != nil:
+	case p.connected && kind == 0x4002 && 0 <= i && i < len(p.window) && p.window[i] != nil:
 		p.published, p.messages, p.bytes = p.published+1, p.messages-1, p.bytes-len(p.window[i])
 		p.window[i] = nil
-	case p.connected && (packet.Kind == 0xd000 || packet.Kind == 0x4002 && packet.Value == statusID):
-	case !p.connected && packet.Kind == 0x2002 && byte(packet.Value) == packets.Accepted:
+	case p.connected && (kind == 0xd000 || kind == 0x4002 && value == statusID):
+	case !p.connected && kind == 0x2002 && code == packets.Accepted:
 		p.log.Info("connected", "broker", broker)
 	default:
-		err = fmt.Errorf("the broker sent %04x: %s", packet, packets.ConnackReturnCodes[byte(packet.Value)])
+		err = fmt.Errorf("the broker sent %04x %04x: %s", kind, value, packets.ConnackReturnCodes[code])
 	}
 	p.connected = err == nil && !p.ended
 	return err

@@ -868,8 +868,13 @@ func TestPasswordIsReadAnew(t *testing.T) {
 	if strings.Contains(logs, "4711") || strings.Contains(logs, "0815") {
 		t.Errorf("a password in the log: %s", logs)
 	}
-	if n := strings.Count(logs, "level=ERROR"); n != 1 || !strings.Contains(logs, "PASSWORD_FILE") {
-		t.Errorf("%d errors, want one a minute that says what to check: %s", n, logs)
+	for _, reason := range []string{"2002 0004: Connection Refused", "open " + file + ": no such file"} {
+		if n := strings.Count(logs, reason); n != 1 {
+			t.Errorf("%q is logged %d times, want once a minute: %s", reason, n, logs)
+		}
+	}
+	if n := strings.Count(logs, "level=ERROR"); n != 2 || !strings.Contains(logs, "check=\"BROKER; if refused USERNAME, PASSWORD, PASSWORD_FILE") {
+		t.Errorf("%d errors, want two that say what to check: %s", n, logs)
 	}
 }
 
