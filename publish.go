@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -28,9 +27,6 @@ const windowSize, statusID = 99, 100
 
 // second is the unit of all waits for a broker; tests shorten it.
 var second = time.Second
-
-// serious is what waiting alone seldom mends: a refusal (a CONNACK that is not accepted), TLS, a file that can't be used.
-var serious = regexp.MustCompile(`sent 2002|tls: |^open |^no certificates`)
 
 // publisher queues envelopes and brings them to a broker with QoS 1, in batches: up to 99 messages are written, then their
 // PUBACKs are awaited.
@@ -113,16 +109,13 @@ func (p *publisher) deliver(ctx context.Context, drain <-chan struct{}) {
 			if time.Since(start) > 30*second { // the connection held
 				wait = second
 			}
-			level, reason := map[bool]slog.Level{true: slog.LevelError, false: slog.LevelWarn}[serious.MatchString(err.Error())], err
+			reason := err
 			for errors.Unwrap(reason) != nil {
 				reason = errors.Unwrap(reason) // without the local port, which is another one each time
 			}
 			if same := broker.Host + reason.Error(); ctx.Err() == nil && time.Since(reported[same]) > time.Minute {
-				if len(reported) > 100 {
-					clear(reported) // a hostile broker has many reasons
-				}
 				reported[same] = time.Now()
-				p.log.Log(ctx, level, "no connection", "broker", broker.Host, "reason", err,
+				p.log.Error("no connection", "broker", broker.Host, "reason", err,
 					"check", "BROKER; if refused USERNAME, PASSWORD, PASSWORD_FILE, CLIENT_ID; for TLS CA_FILE, CERT_FILE, KEY_FILE")
 			}
 		}
@@ -217,8 +210,10 @@ func (p *publisher) receive(r *bufio.Reader, broker string) error {
 	case p.connected && (kind == 0xd000 || kind == 0x4002 && value == statusID):
 	case !p.connected && kind == 0x2002 && code == packets.Accepted:
 		p.log.Info("connected", "broker", broker)
+	case !p.connected && kind == 0x2002:
+		err = fmt.Errorf("the broker refused: %s (%d)", packets.ConnackReturnCodes[code], code)
 	default:
-		err = fmt.Errorf("the broker sent %04x %04x: %s", kind, value, packets.ConnackReturnCodes[code])
+		err = fmt.Errorf("the broker sent a packet %04x, which has no place here", kind)
 	}
 	p.connected = err == nil && !p.ended
 	return err
