@@ -502,11 +502,11 @@ type verdict uint8
 const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 
 // find looks for the first line of b with which a SIP message begins or may begin, or a WebSocket frame with one. Of such a frame it reads
-// 1 KB: no frame can make it unmask the same bytes for each of its lines.
+// 256 bytes: no segment can make it unmask the same bytes for each of its lines.
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 	for ; len(b) > 0; _, b = cutLine(b) {
 		if opcode := b[0] & 0x7f; opcode == 1 || opcode == 2 {
-			if _, _, payload := webSocketFrame(b[:min(len(b), 1024)]); startLine(bytes.TrimLeft(payload, "\r\n")) != no {
+			if _, _, payload := webSocketFrame(b[:min(len(b), 256)]); startLine(bytes.TrimLeft(payload, "\r\n")) != no {
 				return b, yes, true
 			}
 		}
