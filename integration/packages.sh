@@ -18,11 +18,10 @@ out=$(cd "$2" && pwd)
 
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
-readonly image=sip-capture-packages-$$
+loaded=()
 clean_up() {
     rm -rf "$work"
-    # Only the tags: the layers stay for the next build.
-    docker images --format '{{.Repository}}:{{.Tag}}' "$image" | xargs -r docker rmi --no-prune >/dev/null
+    [ ${#loaded[@]} -eq 0 ] || docker rmi "${loaded[@]}" >/dev/null
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM
@@ -35,16 +34,18 @@ GOBIN=$work go install "$nfpm"
 (cd integration && go build -o "$work/sbom" ./sbom)
 
 for architecture in amd64 arm64; do
-    # BuildKit sets TARGETARCH, the classic builder has to be told what is not its own architecture.
+    # BuildKit sets TARGETARCH, the classic builder has to be told what is not its own architecture. The image has no tag: in the
+    # classic builder it is the layer that the next build finds, and to remove the tag would remove it.
     build=(docker build)
     if docker buildx version >/dev/null 2>&1; then
         build=(docker buildx build --load --platform "linux/$architecture")
     elif [ "$architecture" != "$(docker version --format '{{.Server.Arch}}')" ]; then
         build=(docker build --build-arg "TARGETARCH=$architecture")
     fi
-    stage=$image:$architecture
-    "${build[@]}" --target build --build-arg "VERSION=$version" --tag "$stage" . >"$work/build.log" 2>&1 </dev/null ||
+    "${build[@]}" --target build --build-arg "VERSION=$version" --iidfile "$work/stage" . >"$work/build.log" 2>&1 </dev/null ||
         { tail -n 40 "$work/build.log" >&2; exit 1; }
+    stage=$(<"$work/stage")
+    [ "${build[1]}" = build ] || loaded+=("$stage")
     # in_stage runs a shell script in the build stage, whose programs are those of the machine that builds.
     in_stage() {
         docker run --rm --interactive "$stage" sh -eu -s
