@@ -69,10 +69,10 @@ func startHost(t *testing.T, mode string, options ...testcontainers.ContainerCus
 		testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("infinity")}, options...)...)
 }
 
-// bash runs a script in a container and returns what it prints; it must end with status 0.
+// bash runs a script in a container and returns what it prints; it must end with status 0, within a minute.
 func bash(t *testing.T, c testcontainers.Container, script string) string {
 	t.Helper()
-	return execute(t, c, "bash", "-euo", "pipefail", "-c", script)
+	return execute(t, c, "timeout", "60", "bash", "-euo", "pipefail", "-c", script)
 }
 
 // bound binds a directory of this machine into a container.
@@ -294,10 +294,10 @@ mosquitto -d -c /etc/mosquitto/conf.d/sensors.conf`)
 func subscribeAt(t *testing.T, c testcontainers.Container, user, topics string) (received func() []string) {
 	t.Helper()
 	file := "/tmp/received-by-" + user
-	bash(t, c, `mosquitto_sub -h broker.example -p 8883 --cafile /ca.pem -u `+user+` -P `+user+`-secret -q 1 `+topics+` -F '%t %p' -d >`+file+` 2>&1 &
-until grep -q 'sending SUBSCRIBE' `+file+`; do sleep 0.1; done; sleep 0.5`)
+	bash(t, c, `stdbuf -oL mosquitto_sub -h broker.example -p 8883 --cafile /ca.pem -u `+user+` -P `+user+`-secret -q 1 `+topics+` -F '%t %p' -d >`+file+` 2>&1 &
+until grep -q ^Subscribed `+file+`; do sleep 0.1; done`)
 	return func() (messages []string) {
-		for line := range strings.Lines(bash(t, c, "grep -v ^Client "+file+" | grep . || true")) {
+		for line := range strings.Lines(bash(t, c, "grep -vE '^(Client|Subscribed) ' "+file+" || true")) {
 			messages = append(messages, strings.TrimSpace(line))
 		}
 		return messages
@@ -385,7 +385,7 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 		return reaches(cloud, "machine/2323") && reaches(machine, "broker.example/2323")
 	})
 	write(t, machine, "/root/sensor.nft", readmeBlock(t, "nft", "table inet sensor"))
-	bash(t, machine, "nft -f sensor.nft")
+	bash(t, machine, readmeInline(t, "nft -f"))
 	if reaches(cloud, "machine/2323") || reaches(machine, "broker.example/2323") || !reaches(machine, "broker.example/8883") {
 		t.Error("the firewall lets too much through, or too little")
 	}

@@ -82,7 +82,7 @@ func readmeInline(t *testing.T, begin string) string {
 func inlineCommands(t *testing.T) (commands []string) {
 	t.Helper()
 	text := regexp.MustCompile("(?ms)^ *```.*?^ *```$").ReplaceAllString(readme(t), "")
-	program := regexp.MustCompile(`^(integration/\w+\.sh|apt|curl|dnf|docker|docker-compose|go|grep|journalctl|jq|kubectl|mosquitto_\w+|nft|systemctl|systemd-\w+|tcpdump|TOPIC=\S+)( |$)`)
+	program := regexp.MustCompile(`^((integration/[\w-]+\.sh|apt|curl|dnf|docker|docker-compose|go|grep|journalctl|jq|kubectl|mosquitto_\w+|nft|systemctl|systemd-\w+|tcpdump)( |$)|TOPIC=\S+ )`)
 	for _, found := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(text, -1) {
 		if program.MatchString(found[1]) {
 			commands = append(commands, found[1])
@@ -132,33 +132,32 @@ var executed = map[string]string{
 	`"msg":"stats"`:                                        "TestReadme of the program",
 	`unknown form "methd"`:                                 "TestFilterReadme of the program",
 	// Commands in the text.
-	"integration/bench.sh":                         "none: takes 5 minutes, and the machine for itself",
-	"integration/base-images.sh":                   "test.sh",
-	"integration/packages.sh":                      "test.sh",
-	"integration/test.sh":                          "itself",
-	"docker compose up --build":                    "demo.sh, where this Compose is there",
-	"docker-compose up --build":                    "demo.sh, where this Compose is there",
-	"docker run -i":                                "none: no whole command",
-	"go install github.com/ik5/sip-capture@latest": "TestReadmeSource",
-	"go list -deps":                                "TestReadmeSource",
-	"go list -m":                                   "TestReadmeSource",
-	"go test -run":                                 "none: a part of the benchmark",
-	"grep -cvE":                                    "TestReadmeSource",
-	"jq 'select":                                   "TestReadmeDesk",
-	"TOPIC=sip PCAP_FILE=calls.pcap SIP_FILTER=":   "TestReadmeDesk",
-	"tcpdump ":                                     "none: to look at, and without an end",
-	"mosquitto_pub -h HOST":                        "none: has to be filled in",
-	"systemd-run --pipe":                           "TestService",
-	"systemd-analyze security":                     "TestService",
-	"systemctl status":                             "TestService",
-	"systemctl edit":                               "none: opens an editor",
-	"systemctl set-property":                       "TestService",
-	"journalctl -u":                                "TestService",
-	"apt purge":                                    "TestService",
-	"dnf remove":                                   "none: there is no dnf for Debian; TestService removes the rpm with rpm",
-	"kubectl ":                                     "none: there is no cluster; TestKubernetes has what the file says",
-	"curl -s http://127.0.0.1:9060/":               "TestService",
-	"nft -f":                                       "TestService",
+	"integration/bench.sh":                       "none: takes 5 minutes, and the machine for itself",
+	"integration/base-images.sh":                 "test.sh",
+	"integration/packages.sh":                    "test.sh",
+	"integration/test.sh":                        "itself",
+	"docker compose up --build":                  "demo.sh, where this Compose is there",
+	"docker-compose up --build":                  "demo.sh, where this Compose is there",
+	"docker run -i":                              "none: no whole command",
+	"go list -deps":                              "TestReadmeSource",
+	"go list -m":                                 "TestReadmeSource",
+	"go test -run":                               "none: a part of the benchmark",
+	"grep -cvE":                                  "TestReadmeSource",
+	"jq 'select":                                 "TestReadmeDesk",
+	"TOPIC=sip PCAP_FILE=calls.pcap SIP_FILTER=": "TestReadmeDesk",
+	"tcpdump ":                                   "none: to look at, and without an end",
+	"mosquitto_pub -h HOST":                      "none: has to be filled in",
+	"systemd-run --pipe":                         "TestService",
+	"systemd-analyze security":                   "TestService",
+	"systemctl status":                           "TestService",
+	"systemctl edit":                             "none: opens an editor",
+	"systemctl set-property":                     "TestService",
+	"journalctl -u":                              "TestService",
+	"apt purge":                                  "TestService",
+	"dnf remove":                                 "none: there is no dnf for Debian; TestService removes the rpm with rpm",
+	"kubectl ":                                   "none: there is no cluster; TestKubernetes has what the file says",
+	"curl -s http://127.0.0.1:9060/":             "TestService",
+	"nft -f":                                     "TestService",
 }
 
 // TestReadmeCommands: the table above has all of the README's commands and programs, and no others.
@@ -192,6 +191,11 @@ func TestReadmeCommands(t *testing.T) {
 	}
 }
 
+// startMosquitto does what Debian's unit of Mosquitto does.
+const startMosquitto = `install -d -o mosquitto /run/mosquitto
+mosquitto -d -c /etc/mosquitto/mosquitto.conf
+until mosquitto_pub -t x -m x 2>/dev/null; do sleep 0.1; done`
+
 // startDesk starts a machine with a Mosquitto as Debian has it, sip-capture in its path and in the directory, and a capture
 // file.
 func startDesk(t *testing.T, networkName string) testcontainers.Container {
@@ -200,7 +204,7 @@ func startDesk(t *testing.T, networkName string) testcontainers.Container {
 		testcontainers.ContainerFile{HostFilePath: filepath.Join(packagesDirectory(t), "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH),
 			ContainerFilePath: "/root/sip-capture", FileMode: 0o755},
 		testcontainers.ContainerFile{HostFilePath: "../testdata/sipp_udp.pcap", ContainerFilePath: "/root/calls.pcap", FileMode: 0o644}))
-	bash(t, c, "ln -s /root/sip-capture /usr/local/bin/; mosquitto -d -c /etc/mosquitto/mosquitto.conf; until mosquitto_pub -t x -m x; do sleep 0.1; done")
+	bash(t, c, "ln -s /root/sip-capture /usr/local/bin/\n"+startMosquitto)
 	return c
 }
 
@@ -347,7 +351,7 @@ func TestReadmeBridge(t *testing.T) {
 	bash(t, site, `mkdir -p /etc/ssl/certs; cat /ca.pem >>/etc/ssl/certs/ca-certificates.crt
 grep -q '^persistence true' /etc/mosquitto/mosquitto.conf
 sed -i '1i max_queued_messages 0' /etc/mosquitto/mosquitto.conf
-mosquitto -d -c /etc/mosquitto/mosquitto.conf; until mosquitto_pub -t x -m x; do sleep 0.1; done
+`+startMosquitto+`
 for i in $(seq 20); do mosquitto_pub -t sip -q 1 -m number-$i; done`)
 	eventually(t, 15*time.Second, "20 messages in the cloud", func() bool { return len(received()) == 20 })
 	// The broker in the cloud stops; what the site gets meanwhile arrives later.
@@ -428,7 +432,7 @@ echo v1.2.3 >$versions/list
 echo '{"Version":"v1.2.3","Time":"2026-01-02T03:04:05Z"}' >$versions/v1.2.3.info`)
 	makeZip(t, filepath.Join(directory, "zip"), filepath.Join(proxy, "github.com/ik5/sip-capture/@v/v1.2.3.zip"))
 	upstream := strings.TrimSpace(script("..", "go env GOPROXY"))
-	script(directory, readmeInline(t, "go install github.com/ik5/sip-capture@latest"),
+	script(directory, regexp.MustCompile(`go install \S+@latest`).FindString(lines[0]),
 		"GOPROXY=file://"+proxy+","+upstream, "GONOSUMDB=github.com/ik5/sip-capture", "GOBIN="+directory+"/bin", "GOFLAGS=-modcacherw")
 	if got := script(directory, "bin/sip-capture -version"); got != "v1.2.3\n" {
 		t.Errorf("installed as v1.2.3, it is %q", got)
@@ -588,6 +592,9 @@ func selects(t *testing.T, desk testcontainers.Container, filter string, frames 
 	}
 	output := bash(t, desk, "mosquitto_sub -t sip -q 1 -W 3 >/tmp/out & sleep 0.3; export BPF_FILTER='"+filter+"'; cd /root; TOPIC=sip PCAP_FILE=/tmp/frames.pcap ./sip-capture >/dev/null; wait; cat /tmp/out")
 	for line := range strings.Lines(output) {
+		if !strings.HasPrefix(line, "{") {
+			continue // what mosquitto_sub says when its time is over
+		}
 		found = append(found, regexp.MustCompile(`sip:([^@ ]+)`).FindStringSubmatch(string(decode(t, []byte(line)).SIP))[1])
 	}
 	return found
