@@ -353,6 +353,7 @@ func invite(number int) string {
 // firewall, with a broker that allows nothing but what is needed. systemd runs the sensor with all settings of the unit.
 // Then it is stopped, killed, installed again, and removed; and the same with the rpm.
 func TestService(t *testing.T) {
+	t.Parallel()
 	networkName := newNetwork(t)
 	cloud := startCloud(t, networkName)
 	machine := startMachine(t, networkName, bound(packagesDirectory(t), "/root/dist"), testcontainers.WithConfigModifier(func(c *container.Config) {
