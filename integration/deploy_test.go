@@ -294,7 +294,8 @@ mosquitto -d -c /etc/mosquitto/conf.d/sensors.conf`)
 func subscribeAt(t *testing.T, c testcontainers.Container, user, topics string) (received func() []string) {
 	t.Helper()
 	file := "/tmp/received-by-" + user
-	bash(t, c, `stdbuf -oL mosquitto_sub -h broker.example -p 8883 --cafile /ca.pem -u `+user+` -P `+user+`-secret -q 1 `+topics+` -F '%t %p' -d >`+file+` 2>&1 &
+	bash(t, c, `: >`+file+`
+stdbuf -oL mosquitto_sub -h broker.example -p 8883 --cafile /ca.pem -u `+user+` -P `+user+`-secret -q 1 `+topics+` -F '%t %p' -d >>`+file+` 2>&1 &
 until grep -q ^Subscribed `+file+`; do sleep 0.1; done`)
 	return func() (messages []string) {
 		for line := range strings.Lines(bash(t, c, "grep -vE '^(Client|Subscribed) ' "+file+" || true")) {

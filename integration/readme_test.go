@@ -218,10 +218,11 @@ id=collector-$RANDOM$RANDOM
 mosquitto_sub -i $id -c -q 1 -t sip -E
 `+script+`
 mosquitto_pub -q 1 -t sip -m end
-mosquitto_sub -i $id -q 1 -t sip -c >/tmp/out &
-until grep -qx end /tmp/out; do sleep 0.05; done
+: >/tmp/$id
+mosquitto_sub -i $id -q 1 -t sip -c >>/tmp/$id &
+until grep -qx end /tmp/$id; do sleep 0.05; done
 kill $!
-grep -vx end /tmp/out || true`)
+grep -vx end /tmp/$id || true`)
 	for line := range strings.Lines(output) {
 		payloads = append(payloads, strings.TrimSuffix(line, "\n"))
 	}
