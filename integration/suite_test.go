@@ -43,6 +43,7 @@ var (
 	sensorImage    = "sip-capture-test-sensor:" + runID
 	mosquittoImage = "sip-capture-test-mosquitto:" + runID
 	sippImage      = "sip-capture-test-sipp:" + runID
+	hostImage      = "sip-capture-test-host:" + runID
 )
 
 // version is what the sensor's image is built as.
@@ -70,7 +71,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	for image, directory := range map[string]string{
-		sensorImage: "..", mosquittoImage: "images/mosquitto", sippImage: "images/sipp",
+		sensorImage: "..", mosquittoImage: "images/mosquitto", sippImage: "images/sipp", hostImage: "images/host",
 	} {
 		start := time.Now()
 		if err := build(ctx, image, directory); err != nil {
@@ -80,7 +81,7 @@ func run(m *testing.M) int {
 		fmt.Printf("built %s in %.1f s\n", image, time.Since(start).Seconds())
 	}
 	code := m.Run()
-	for _, image := range []string{sensorImage, mosquittoImage, sippImage} {
+	for _, image := range []string{sensorImage, mosquittoImage, sippImage, hostImage} {
 		// Only the tag: the layers stay for the next build.
 		if _, err := docker.ImageRemove(ctx, image, client.ImageRemoveOptions{}); err != nil {
 			fmt.Fprintf(os.Stderr, "removing %s: %v\n", image, err)

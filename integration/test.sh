@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project in one command: formatting, vet, staticcheck, tests, fuzzing, the audit budget, the image,
-# the demo, and last the suite in containers.
+# Every check of the project in one command: formatting, vet, staticcheck, known vulnerabilities, tests, fuzzing, the audit
+# budget, the image, the packages, the demo, and last the suite in containers.
 #
 #   integration/test.sh
 #
@@ -12,6 +12,8 @@ cd "$(dirname "$0")/.."
 export DEBIAN_FRONTEND=noninteractive
 
 readonly staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
+readonly govulncheck=golang.org/x/vuln/cmd/govulncheck@v1.9.0
+readonly actionlint=github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 readonly fuzz_seconds=60 # for all targets together
 
 # --- steps: a header line each, and what the one before took ---
@@ -34,6 +36,7 @@ fail() {
 export SUITE_RUN=$$
 work=$(mktemp -d)
 clean_up() {
+    jobs -p | xargs -r kill 2>/dev/null || true
     rm -rf "$work"
     command -v docker >/dev/null || return 0
     # The suite has removed its own already, unless it was cut off.
@@ -88,7 +91,22 @@ go run "$staticcheck" ./...
 (cd integration && go run "$staticcheck" ./...)
 
 step "shellcheck"
-shellcheck integration/*.sh .ci/run
+shellcheck integration/*.sh .packaging/*.sh .ci/run
+
+step "actionlint"
+go run "$actionlint" .github/workflows/*.yml
+
+step "govulncheck"
+# What is linked into the program. (The workflow "weekly" looks at the tests' dependencies, too, and can't do without the database.)
+GOBIN=$work go install "$govulncheck"
+if "$work/govulncheck" ./... >"$work/vulnerabilities.log" 2>&1; then
+    tail -n 1 "$work/vulnerabilities.log"
+elif grep '^govulncheck: fetching vulnerabilities: ' "$work/vulnerabilities.log"; then
+    echo "SKIPPED: the database of vulnerabilities can't be reached from here. Nothing is known of them."
+else
+    cat "$work/vulnerabilities.log" >&2
+    fail "govulncheck"
+fi
 
 step "shape"
 # One flat package and nothing hidden in a corner: what may stand at the root is listed here.
@@ -159,9 +177,23 @@ integration/base-images.sh
 step "image"
 # The version is that of the suite, which thereby finds the image in the builder's cache.
 export VERSION=v9.8.7-test
-docker build --build-arg "VERSION=$VERSION" --tag "sip-capture-test-image:$SUITE_RUN" . >"$work/build.log" 2>&1 </dev/null ||
-    { tail -n 40 "$work/build.log" >&2; fail "docker build"; }
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+docker build --build-arg "VERSION=$VERSION" --build-arg "REVISION=$revision" --tag "sip-capture-test-image:$SUITE_RUN" . \
+    >"$work/build.log" 2>&1 </dev/null || { tail -n 40 "$work/build.log" >&2; fail "docker build"; }
 docker images --format '{{.Repository}} {{.Size}}' "sip-capture-test-image:$SUITE_RUN"
+label=$(docker inspect --format '{{index .Config.Labels "org.opencontainers.image.revision"}}' "sip-capture-test-image:$SUITE_RUN")
+[ "$label" = "$revision" ] || fail "the label for the revision is $label"
+
+step "packages for two architectures, and a second build"
+# Without the builder's cache everything is done again: it has to give the same binary. Meanwhile arm64 is built.
+docker build --no-cache --target build --build-arg "VERSION=$VERSION" --iidfile "$work/second" . >"$work/second.log" 2>&1 </dev/null &
+export SUITE_PACKAGES=$work/packages
+integration/packages.sh "$VERSION" "$SUITE_PACKAGES"
+wait $! || { tail -n 40 "$work/second.log" >&2; fail "docker build --no-cache"; }
+docker run --rm "$(<"$work/second")" cat /dist/sip-capture >"$work/second-binary"
+docker rmi "$(<"$work/second")" >/dev/null
+cmp "$work/second-binary" "$SUITE_PACKAGES/sip-capture_${VERSION#v}_linux_$(go env GOARCH)" || fail "two builds of one source differ"
+echo "two builds: $(sha256sum <"$work/second-binary")"
 
 step "demo"
 TAG=$SUITE_RUN integration/demo.sh --once </dev/null
