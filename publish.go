@@ -158,9 +158,12 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 		conn.SetDeadline(time.Now().Add(30 * second))
 		w.Flush() // if that fails, so does reading, and knows why
 		for range answers {
-			if err := p.receive(r, broker.Host); err != nil {
+			if err := p.receive(r); err != nil {
 				return err
 			}
+		}
+		if status != "" {
+			p.log.Info("connected", "broker", broker.Host)
 		}
 	}
 }
@@ -196,7 +199,7 @@ func (p *publisher) send(ctx context.Context, w *bufio.Writer, status string) (a
 
 // receive reads an answer: CONNACK, then PUBACK or PINGRESP twice (MQTT 3.1.1 §3.2, §3.4, §3.13). Nothing else is taken from a
 // broker, and never more than these 4 bytes.
-func (p *publisher) receive(r *bufio.Reader, broker string) error {
+func (p *publisher) receive(r *bufio.Reader) error {
 	var packet [4]byte
 	_, err := io.ReadFull(r, packet[:])
 	kind, value := u16(packet[:]), u16(packet[2:]) // type, flags and length; then packet id, or return code
@@ -207,9 +210,7 @@ func (p *publisher) receive(r *bufio.Reader, broker string) error {
 	case p.connected && kind == 0x4002 && 0 <= i && i < len(p.window) && p.window[i] != nil:
 		p.published, p.messages, p.bytes = p.published+1, p.messages-1, p.bytes-len(p.window[i])
 		p.window[i] = nil
-	case p.connected && (kind == 0xd000 || kind == 0x4002 && value == statusID):
-	case !p.connected && kind == 0x2002 && code == packets.Accepted:
-		p.log.Info("connected", "broker", broker)
+	case p.connected && (kind == 0xd000 || kind == 0x4002 && value == statusID), !p.connected && kind == 0x2002 && code == packets.Accepted:
 	case !p.connected && kind == 0x2002:
 		err = fmt.Errorf("the broker refused: %s (%d)", packets.ConnackReturnCodes[code], code)
 	default:

@@ -826,7 +826,7 @@ func TestHugeLengthAllocatesNothing(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for _, packet := range []string{"\x30\xff\xff\xff\x7f", "\x20\xff\xff\xff\x7f"} {
-		if p.receive(bufio.NewReader(strings.NewReader(packet)), "") == nil {
+		if p.receive(bufio.NewReader(strings.NewReader(packet))) == nil {
 			t.Errorf("%x was taken", packet)
 		}
 	}
