@@ -338,6 +338,17 @@ func (s *sensor) statistics() []any {
 	}
 }
 
+// help says in /metrics what each counter is, and what is healthy.
+var help = map[string]string{
+	"packets": "Frames that passed the BPF filter.", "packets_dropped": "Frames that the kernel dropped; healthy is 0, else raise BUFFER_MB.",
+	"packets_invalid": "Frames that contradict themselves; healthy is close to 0.", "messages": "SIP messages found.",
+	"messages_discarded": "SIP messages, or what may have been some, that could not be taken whole; healthy is close to 0.",
+	"messages_rejected":  "SIP messages that SIP_FILTER did not select.", "messages_published": "SIP messages that a broker acknowledged.",
+	"messages_dropped": "SIP messages dropped from a full queue, or at the end; healthy is 0, else look at the broker.",
+	"queue_messages":   "SIP messages that wait or are unacknowledged; healthy is below 100 most of the time.",
+	"queue_bytes":      "Bytes of their envelopes, at most QUEUE_MB.", "connected": "Whether a broker has accepted the sensor; healthy is 1.",
+}
+
 // serve answers /metrics and /healthz, if METRICS_ADDR is set.
 func (s *sensor) serve() error {
 	if s.MetricsAddr == "" {
@@ -370,7 +381,7 @@ func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
 		case slog.KindInt64, slog.KindBool:
 			name, kind = "sip_capture_"+a.Key, "gauge"
 		}
-		fmt.Fprintf(w, "# TYPE %s %s\n", name, kind)
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help[a.Key], kind)
 		for _, sample := range samples {
 			fmt.Fprintf(w, format, name, labels[a.Key], sample.Key, numbers.Replace(sample.Value.String()))
 		}

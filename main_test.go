@@ -424,7 +424,7 @@ func (p *process) checkLogs() {
 
 var sampleFormat = regexp.MustCompile(`^(sip_capture_([a-z_]+?)(_total)?)(\{(transport|reason)="[a-z_]+"\})? (\d+)$`)
 
-// scrape reads /metrics and checks that each metric has its TYPE before it (Prometheus text format 0.0.4). It returns the samples without the prefix.
+// scrape reads /metrics and checks that each metric has its HELP and TYPE before it (Prometheus text format 0.0.4). It returns the samples without the prefix.
 func scrape(t *testing.T, address string) map[string]uint64 {
 	t.Helper()
 	response, err := http.Get("http://" + address + "/metrics")
@@ -436,18 +436,19 @@ func scrape(t *testing.T, address string) map[string]uint64 {
 	if kind := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "text/plain; version=0.0.4") {
 		t.Fatalf("%s, %s", response.Status, kind)
 	}
-	samples, last, typed := map[string]uint64{}, "", map[string]string{}
+	samples, helped, typed := map[string]uint64{}, "", map[string]string{}
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSuffix(line, "\n")
 		word := strings.SplitN(line, " ", 4)
 		switch {
-		case strings.HasPrefix(line, "# TYPE ") && len(word) == 4 && typed[word[2]] == "":
-			last = word[2]
-			typed[last] = word[3]
+		case strings.HasPrefix(line, "# HELP ") && len(word) == 4 && len(word[3]) > 5:
+			helped = word[2]
+		case strings.HasPrefix(line, "# TYPE ") && len(word) == 4 && word[2] == helped && typed[helped] == "":
+			typed[helped] = word[3]
 		default:
 			part := sampleFormat.FindStringSubmatch(line)
 			kind := map[bool]string{true: "counter", false: "gauge"}[part != nil && part[3] == "_total"]
-			if part == nil || part[1] != last || typed[last] != kind {
+			if part == nil || part[1] != helped || typed[helped] != kind {
 				t.Fatalf("/metrics: %q in\n%s", line, text)
 			}
 			name := strings.TrimPrefix(part[1]+part[4], "sip_capture_")
