@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caarlos0/env/v11"
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -593,7 +594,7 @@ func TestConfigurationProblems(t *testing.T) {
 		{"SIP_FILTER regular expression", []string{`SIP_FILTER=(to "a(b")`}, []string{`(?s)SIP_FILTER:1:\d+: .*\n +\^`}},
 		{"SIP_FILTER two forms", []string{"SIP_FILTER=(foo)\n(bar)"}, []string{`SIP_FILTER:1:2: `, `SIP_FILTER:2:\d+: `}},
 
-		{"BROKER each of a list", []string{"BROKER=tcp://a,b,tcp://c:x,http://d"}, []string{`BROKER: .*"b"`, `BROKER: .*c:x`, `BROKER: .*http://d`}},
+		{"BROKER several wrong in a list", []string{"BROKER=tcp://a,b,tcp://c:x,http://d"}, []string{`BROKER: "tcp://a,b,tcp://c:x,http://d"; want .*tcp://`}},
 		{"BROKER credentials", []string{"BROKER=tcp://user:geheim@h:1883"}, []string{`BROKER: .*USERNAME`}},
 		{"BROKER user", []string{"BROKER=tcp://geheim@h:1883"}, []string{`BROKER: .*USERNAME`}},
 		{"BROKER credentials, port isn't a number", []string{"BROKER=tcp://user:geheim@h:x"}, []string{`BROKER: .*USERNAME`}},
@@ -606,7 +607,7 @@ func TestConfigurationProblems(t *testing.T) {
 		{"BROKER credentials, unknown scheme", []string{"BROKER=http://user:geheim@h"}, []string{`BROKER: `}},
 
 		{"both passwords", []string{"USERNAME=u", "PASSWORD=geheim", "PASSWORD_FILE=" + secret}, []string{`PASSWORD(_FILE)?: .*PASSWORD`}},
-		{"PASSWORD overlong", []string{"USERNAME=u", "PASSWORD=" + strings.Repeat("geheim", 11000)}, []string{`PASSWORD: `}},
+		{"PASSWORD overlong", []string{"USERNAME=u", "PASSWORD=" + strings.Repeat("geheim", 11000)}, []string{`PASSWORD(_FILE)?: .*65535.*PASSWORD`}},
 		{"PASSWORD without a user", []string{"PASSWORD=geheim"}, []string{`(USERNAME|PASSWORD): .*(USERNAME|user)`}},
 		{"PASSWORD_FILE without a user", []string{"PASSWORD_FILE=" + secret}, []string{`(USERNAME|PASSWORD_FILE): .*(USERNAME|user)`}},
 		{"PASSWORD_FILE empty", []string{"USERNAME=u", "PASSWORD_FILE=" + empty}, []string{`PASSWORD_FILE: .*empty`}},
@@ -617,13 +618,13 @@ func TestConfigurationProblems(t *testing.T) {
 		{"CA_FILE text", []string{"CA_FILE=" + text}, []string{`CA_FILE: .*text.*PEM`}},
 		{"CA_FILE key", []string{"CA_FILE=" + pem + "/ca.key"}, []string{`CA_FILE: .*ca.key.*PEM`}},
 		{"CA_FILE directory", []string{"CA_FILE=" + pem}, []string{`CA_FILE: .*directory`}},
-		{"CERT_FILE alone", []string{"CERT_FILE=" + pem + "/client.pem"}, []string{`KEY_FILE: .*(CERT_FILE|file)`}},
-		{"KEY_FILE alone", []string{"KEY_FILE=" + pem + "/client.key"}, []string{`CERT_FILE: .*(KEY_FILE|file)`}},
-		{"CERT_FILE isn't there", []string{"CERT_FILE=/nonexistent", "KEY_FILE=" + pem + "/client.key"}, []string{`CERT_FILE: .*nonexistent`}},
-		{"KEY_FILE isn't there", []string{"CERT_FILE=" + pem + "/client.pem", "KEY_FILE=/nonexistent"}, []string{`KEY_FILE: .*nonexistent`}},
-		{"CERT_FILE text", []string{"CERT_FILE=" + text, "KEY_FILE=" + pem + "/client.key"}, []string{`CERT_FILE: .*text.*PEM`}},
-		{"KEY_FILE text", []string{"CERT_FILE=" + pem + "/client.pem", "KEY_FILE=" + text}, []string{`KEY_FILE: .*text.*PEM`}},
-		{"KEY_FILE of another certificate", []string{"CERT_FILE=" + pem + "/client.pem", "KEY_FILE=" + other + "/client.key"}, []string{`(CERT|KEY)_FILE: .*client\.`}},
+		{"CERT_FILE alone", []string{"CERT_FILE=" + pem + "/client.pem"}, []string{`CERT_FILE: .*client.pem.*KEY_FILE`, `KEY_FILE: .*"".*CERT_FILE`}},
+		{"KEY_FILE alone", []string{"KEY_FILE=" + pem + "/client.key"}, []string{`CERT_FILE: .*"".*KEY_FILE`, `KEY_FILE: .*client.key.*CERT_FILE`}},
+		{"CERT_FILE isn't there", []string{"CERT_FILE=/nonexistent", "KEY_FILE=" + pem + "/client.key"}, []string{`CERT_FILE: "/nonexistent".*open /nonexistent`, `KEY_FILE: .*client.key.*CERT_FILE.*open /nonexistent`}},
+		{"KEY_FILE isn't there", []string{"CERT_FILE=" + pem + "/client.pem", "KEY_FILE=/nonexistent"}, []string{`CERT_FILE: .*client.pem.*KEY_FILE.*open /nonexistent`, `KEY_FILE: "/nonexistent".*open /nonexistent`}},
+		{"CERT_FILE text", []string{"CERT_FILE=" + text, "KEY_FILE=" + pem + "/client.key"}, []string{`CERT_FILE: .*text.*PEM.*certificate input`, `KEY_FILE: .*client.key.*certificate input`}},
+		{"KEY_FILE text", []string{"CERT_FILE=" + pem + "/client.pem", "KEY_FILE=" + text}, []string{`CERT_FILE: .*client.pem.*key input`, `KEY_FILE: .*text.*PEM.*key input`}},
+		{"KEY_FILE of another certificate", []string{"CERT_FILE=" + pem + "/client.pem", "KEY_FILE=" + other + "/client.key"}, []string{`CERT_FILE: .*client\.pem.*match`, `KEY_FILE: .*client\.key.*match`}},
 		{"no PEM file is there", []string{"CA_FILE=/nonexistent1", "CERT_FILE=/nonexistent2", "KEY_FILE=/nonexistent3"},
 			[]string{`CA_FILE: .*nonexistent1`, `CERT_FILE: .*nonexistent2`, `KEY_FILE: .*nonexistent3`}},
 	} {
@@ -636,7 +637,7 @@ func TestConfigurationProblems(t *testing.T) {
 					matched++
 				}
 			}
-			if matched != len(row.want) || len(lines) != len(row.want) && row.name != "BROKER credentials with a comma" {
+			if matched != len(row.want) || len(lines) != len(row.want) {
 				t.Errorf("got %.600q, want %q", lines, row.want)
 			}
 			if strings.Contains(fmt.Sprint(lines), "geheim") {
@@ -670,6 +671,8 @@ func TestSeveralProblems(t *testing.T) {
 	wrong := []string{"INTERFACE=nosuch0", "BPF_FILTER=prot 5060", "SIP_FILTER=(foo)", "SNAPLEN=x", "PROMISCUOUS=maybe", "BUFFER_MB=0", "BROKER=h", "TOPIC=#", "STATUS_TOPIC=+",
 		"PASSWORD=geheim", "PASSWORD_FILE=/nonexistent", "CA_FILE=/nonexistent", "CERT_FILE=/nonexistent", "KEY_FILE=/nonexistent", "QUEUE_MB=0", "METRICS_ADDR=x",
 		"INCLUDE_ADDRESSES=maybe", "STATS_INTERVAL=1", "LOG_LEVEL=loud"}
+	devices := regexp.MustCompile(`each once of .*`) // other tests make some and remove them
+	stable := func(lines ...string) string { return devices.ReplaceAllString(strings.Join(lines, ""), "") }
 	lines := problems(t, wrong...)
 	for _, setting := range wrong {
 		variable, _, _ := strings.Cut(setting, "=")
@@ -681,12 +684,12 @@ func TestSeveralProblems(t *testing.T) {
 		t.Errorf("got %q", lines)
 	}
 	for range 5 {
-		if again := problems(t, wrong...); !slices.Equal(again, lines) {
+		if again := problems(t, wrong...); stable(again...) != stable(lines...) {
 			t.Fatalf("another order: %q, then %q", lines, again)
 		}
 	}
 	// Without -check it is the same: nothing starts.
-	if stdout, stderr := execute(t, 2, nil, wrong...); stdout != "" || stderr != strings.Join(lines, "") {
+	if stdout, stderr := execute(t, 2, nil, wrong...); stdout != "" || stable(stderr) != stable(lines...) {
 		t.Errorf("got %q and %q, want %q", stdout, stderr, lines)
 	}
 }
@@ -791,7 +794,6 @@ func variables() []string { return slices.Sorted(maps.Keys(defaults)) }
 
 // TestManual compares -help with the package comment, the configuration and the contract.
 func TestManual(t *testing.T) {
-	t.Parallel()
 	manual, _ := execute(t, 0, []string{"-help"})
 	comment := ""
 	files, _ := filepath.Glob("*.go")
@@ -811,21 +813,31 @@ func TestManual(t *testing.T) {
 			t.Errorf("%s with the default %q: got %q", variable, value, line)
 		}
 	}
-	var tags []string
-	kind := reflect.TypeFor[config]()
-	for i := range kind.NumField() {
-		name, _, _ := strings.Cut(kind.Field(i).Tag.Get("env"), ",")
-		if name == "" {
-			continue
-		}
-		tags = append(tags, name)
-		if value := kind.Field(i).Tag.Get("envDefault"); value != "" && !strings.Contains(row(name), value) {
-			t.Errorf("%s with the default %q: got %q", name, value, row(name))
-		}
+	for _, variable := range variables() {
+		t.Setenv(variable, "")
 	}
-	slices.Sort(tags)
-	if !slices.Equal(tags, variables()) {
-		t.Errorf("got %q, want %q", tags, variables())
+	t.Setenv("TOPIC", "required")
+	values := map[string]string{} // of an environment in which only TOPIC is set
+	configured, err := configure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := reflect.ValueOf(*configured)
+	parameters, err := env.GetFieldParamsWithOptions(&config{}, env.Options{UseFieldNameByDefault: true}) // in the order of the fields
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range parameters {
+		values[p.Key] = strings.Trim(fmt.Sprint(fields.Field(i)), "[]")
+	}
+	if random := strings.TrimPrefix(values["CLIENT_ID"], "sip-capture-"); random == values["CLIENT_ID"] || len(random) < 8 {
+		t.Errorf("CLIENT_ID is %s", values["CLIENT_ID"])
+	}
+	want := maps.Clone(defaults)
+	want["CLIENT_ID"], want["STATS_INTERVAL"], want["LOG_LEVEL"] = values["CLIENT_ID"], "1m0s", "INFO" // as Go prints them
+	want["BPF_FILTER"], want["STATUS_TOPIC"], want["METRICS_ADDR"] = "", "", ""
+	if !maps.Equal(values, want) {
+		t.Errorf("got %v, want %v", values, want)
 	}
 	for _, promise := range []string{"-check", "-version", "-help", "Exit code", "empty"} {
 		if !strings.Contains(manual, promise) {
@@ -1287,7 +1299,7 @@ func TestIdentityWithDrops(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	s := p.untilStats("captured", func(s statsLine) bool { return s.Packets+s.PacketsDropped == n })
+	s := p.untilStats("captured", func(s statsLine) bool { return s.Messages["udp"]+s.PacketsDropped == n })
 	if s.Messages["udp"] != s.Packets || s.QueueMessages+s.MessagesDropped != s.Packets || s.MessagesDropped == 0 || s.QueueBytes > 1<<20 || s.QueueBytes < 1<<20-2000 {
 		t.Errorf("got %+v", s)
 	}

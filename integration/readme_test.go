@@ -131,7 +131,7 @@ var executed = map[string]string{
 	"- alert:":                                             "TestService",
 	"(ip[15] + ip[19])":                                    "TestReadmeSplit",
 	`"msg":"stats"`:                                        "TestReadme of the program",
-	`unknown form "methd"`:                                 "TestFilterReadme of the program",
+	"SIP_FILTER:1:7: `methd`":                              "TestFilterReadme of the program",
 	// Commands in the text.
 	"integration/bench.sh":                       "none: takes 5 minutes, and the machine for itself",
 	"integration/base-images.sh":                 "test.sh",

@@ -135,9 +135,9 @@ code_lines() {
         { lines++ }
         END { print lines + 0 }' "$@"
 }
-# What the user fixed is 330, 220 and 150 lines for three of the files and 900 for all five. That is NOT MET (README, "How to
-# audit it"), and this step says so each time. Until it is decided what gives way, the count may only go down: the ceilings
-# are what the files had when they came here, and are lowered with them, never raised.
+# The files are to have at most 330, 220 and 150 lines, all five together 900. Where that is not met, this step says so each time
+# (as does the README, "How to audit it"), and keeps the count from growing: a ceiling is what is there now. It is lowered with the
+# count, never raised.
 # budget PROMISED CEILING FILE…
 budget() {
     local promised=$1 ceiling=$2 lines verdict=met
@@ -147,10 +147,10 @@ budget() {
     echo "$lines lines, promised $promised ($verdict), ceiling $ceiling: $*"
     [ "$lines" -le "$ceiling" ] || fail "more code than before"
 }
-budget 330 579 capture.go
-budget 220 268 filter.go
-budget 150 350 publish.go
-budget 900 1815 main.go capture.go filter.go envelope.go publish.go
+budget 330 458 capture.go
+budget 220 187 filter.go
+budget 150 187 publish.go
+budget 900 1276 main.go capture.go filter.go envelope.go publish.go
 
 # Twice: the race detector allocates, so that tests of allocations and of time hold only without it.
 step "go test"
