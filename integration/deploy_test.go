@@ -449,6 +449,14 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	if limits := bash(t, machine, "grep 'Max core file size' /proc/"+process+"/limits"); strings.Join(strings.Fields(limits), " ") != "Max core file size 0 0 bytes" {
 		t.Errorf("limits: %s", limits)
 	}
+	if text := bash(t, machine, readmeInline(t, "systemctl status")+" --no-pager"); !strings.Contains(text, "active (running)") {
+		t.Errorf("systemctl status: %s", text)
+	}
+	bash(t, machine, readmeInline(t, "systemctl set-property"))
+	if weight := property("CPUWeight"); weight != "20" {
+		t.Errorf("the weight is %s", weight)
+	}
+	systemctl("revert sip-capture")
 	if property("MemoryMax") != strconv.Itoa(384<<20) || property("MemorySwapMax") != "0" {
 		t.Errorf("memory: %s, swap: %s", property("MemoryMax"), property("MemorySwapMax"))
 	}
