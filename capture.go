@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"encoding/binary"
 	"maps"
 	"net/netip"
@@ -490,9 +491,7 @@ func webSocketFrame(b []byte) (size, length int, payload []byte) {
 		return 0, 0, nil
 	}
 	payload = append([]byte{}, b[size:min(len(b), size+length)]...)
-	for i := range payload {
-		payload[i] ^= key[i%4]
-	}
+	subtle.XORBytes(payload, payload, bytes.Repeat(key[:], len(payload)/4+1))
 	return size + length, length, payload
 }
 

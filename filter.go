@@ -119,7 +119,7 @@ func compile(e *node, expect func(ok bool, e *node, want string)) func(*message,
 		case "F":
 			a.form = compile(a, expect)
 		case "NAME":
-			expect(a.word != "" && strings.Trim(a.word, tokenBytes) == "", a, "a name of letters, digits and -.!%*_+`'~")
+			expect(a.word != "" && !slices.ContainsFunc([]byte(a.word), func(c byte) bool { return !isToken(c) }), a, "a name of letters, digits and -.!%*_+`'~")
 		case "CODE":
 			from, to, _ := strings.Cut(a.name, "-")
 			a.first, a.last = strings.ReplaceAll(from, "x", "0"), strings.ReplaceAll(cmp.Or(to, from), "x", "9")
@@ -201,6 +201,9 @@ func cutLine(text []byte) (line, after []byte) {
 func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 	_, headers := cutLine(bytes.TrimSpace(raw))
 	for line, rest := cutLine(headers); len(line) > 0; line, rest = cutLine(rest) {
+		if line[0]|0x20 != name[0]|0x20 && len(line) > 1 && isToken(line[1]) {
+			continue // most headers, at a glance: another first letter (0x20: in lower case), and no compact form
+		}
 		colon := bytes.IndexByte(line, ':')
 		header := bytes.TrimSpace(line[:max(0, colon)])
 		isCompact := len(header) == 1 && longForms[string(rune(header[0]|0x20))] == name // 0x20: in lower case
@@ -233,7 +236,7 @@ func body(raw []byte) []byte {
 }
 
 // tokenBytes has the bytes of a token, such as a method or the name of a header (RFC 3261 §25.1).
-const tokenBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.!%*_+`'~"
-
 // isToken reports whether c may stand in a token.
-func isToken(c byte) bool { return strings.IndexByte(tokenBytes, c) >= 0 }
+func isToken(c byte) bool {
+	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("-.!%*_+`'~", c) >= 0 // 0x20: in lower case
+}
