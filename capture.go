@@ -199,12 +199,10 @@ func (d *decoder) sctp(h [40]byte, b []byte) {
 
 // whole takes a payload that is a message if it is SIP at all.
 func (d *decoder) whole(t transport, payload []byte) {
-	sip := startLine(bytes.TrimLeft(payload, "\r\n"))
-	if d.short || d.bad {
-		return // the frame is counted
-	} else if sip == yes && d.missing == 0 {
+	sip, readable := startLine(bytes.TrimLeft(payload, "\r\n")), !d.short && !d.bad // else the frame is counted
+	if readable && sip == yes && d.missing == 0 {
 		d.emit(t, payload)
-	} else if sip != no && d.missing > 0 {
+	} else if readable && sip != no && d.missing > 0 {
 		d.counters.truncated.Add(1)
 	}
 }
@@ -406,8 +404,8 @@ func (d *decoder) advance(a *assembly, p part) {
 		if len(a.waiting) == 0 || a.ahead(a.waiting[0]) > 0 {
 			return
 		}
-		p = a.waiting[0]
-		a.waiting, a.size = slices.Delete(a.waiting, 0, 1), a.size-len(p.data)
+		p, a.waiting[0] = a.waiting[0], part{} // or the array would keep its bytes
+		a.waiting, a.size = a.waiting[1:], a.size-len(p.data)
 		if p.time.After(d.message.time) {
 			d.message.time, d.message.index = p.time, 0
 		}
@@ -467,7 +465,9 @@ func (d *decoder) webSocketMessage(a *assembly, b []byte) (rest []byte, more boo
 		a.payload = payload
 	}
 	if final && opcode <= 2 {
-		d.whole(ws, a.payload)
+		if startLine(bytes.TrimLeft(a.payload, "\r\n")) == yes {
+			d.emit(ws, a.payload)
+		}
 		a.payload = nil
 	}
 	return b[size:], true

@@ -1011,6 +1011,10 @@ func webSocketRows() (rows []captureRow) {
 		captureRow{"WebSocket: reordered", ethernet, each(pieces[0], pieces[2], pieces[3], pieces[1]), []seen{overWS(3, 0, a), overWS(3, 1, b), overWS(3, 2, small)}, ""},
 		captureRow{"WebSocket: a lost segment", ethernet, []caught{{data: pieces[0]}, {data: pieces[2], at: time.Millisecond},
 			{data: client.segment(len(whole), "P", frame(opText, true, mask, a)), at: 9 * time.Second}}, []seen{overWS(2, 0, a)}, "stream_gap 1"},
+		captureRow{"WebSocket: what waited for a lost segment comes out when the flow is old, whatever the last frame was", ethernet,
+			[]caught{{data: client.segment(0, "P", frame(opText, true, mask, a))}, {data: client.segment(9000, "P", frame(opText, true, mask, b)), at: time.Millisecond},
+				{data: []byte{}, at: 2 * time.Millisecond}, {data: build(ethernetHeader(), arp()), at: 40 * time.Second}},
+			[]seen{overWS(0, 0, a), overWS(1, 0, b)}, "packets_invalid 1, stream_gap 1"},
 		captureRow{"WebSocket: both directions", ethernet, each(client.segment(0, "P", webSocketRequest), server.segment(0, "P", webSocketResponse),
 			client.segment(len(webSocketRequest), "P", frame(opText, true, mask, a)), server.segment(len(webSocketResponse), "P", frame(opText, true, 0, b))),
 			[]seen{overWS(2, 0, a), {ws, server.src, server.dst, 3, 0, b}}, ""})
