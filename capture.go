@@ -2,9 +2,7 @@ package main
 
 import (
 	"bytes"
-	"crypto/subtle"
 	"encoding/binary"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -19,10 +17,11 @@ const (
 	maxMessage  = 65535            // bytes of a message; its envelope stays below the 128 KB that cloud brokers accept
 	maxMethod   = 256              // bytes of a method
 	maxHeaders  = 24               // in a frame: tags, extensions, a tunnel in a tunnel; a longer chain is an attack
-	maxHeld     = 12 << 20         // bytes that datagrams in fragments and TCP flows hold; a flood ends the oldest of them
-	maxWaiting  = 512 << 10        // bytes of a flow that wait for a lost segment; more, and it is given up
-	overhead    = 512              // bytes that an assembly or a part costs besides its data: tiny ones count too
-	assemblyAge = 30 * time.Second // of capture time: since a datagram's first fragment, since a flow's last segment
+	maxYoung    = 120_000          // assemblies that are young, and as many may be old; past that the old ones are ended
+	maxHeld     = 6 << 20          // bytes that the young ones hold, and as many the old ones
+	maxWaiting  = 512 << 10        // bytes of a datagram, or of a flow that wait for a lost segment; more, and it is given up
+	overhead    = 64               // bytes that a part costs besides its data, and as many its place: tiny ones count too
+	assemblyAge = 15 * time.Second // of capture time, after which an assembly is old if nothing came; twice that, and it is ended
 	gapAge      = 2 * time.Second  // of capture time in which a lost segment may be sent again
 	window      = 1 << 20          // sequence numbers farther apart than this belong to different connections on the same ports
 )
@@ -30,12 +29,14 @@ const (
 // decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that calls frame, expire and flush.
 type decoder struct {
 	counters   *counters
-	found      func(*message) // takes every message; must not keep its bytes
-	assemblies map[assemblyKey]*assembly
-	held       int         // bytes of them, at most
-	swept      int64       // the second of capture time in which the old ones were ended last
-	orphanOf   assemblyKey // the flow that the next one would belong to:
-	orphan     part        // the last segment of no flow: the beginning of a stream may come right behind it
+	found      func(*message)           // takes every message; must not keep its bytes
+	young, old map[assemblyKey]assembly // to which something came since the last turn; since the one before
+	held       int                      // bytes in the backlogs of the young ones
+	turned     time.Time                // when the young ones became old, in capture time
+	spare      backlog                  // of the assembly in hand, if it had none
+	orphanOf   assemblyKey              // the flow that the next one would belong to:
+	orphan     part                     // the last segment of no flow: the beginning of a stream may come right behind it
+	unmasked   []byte                   // the payload of the last WebSocket frame
 
 	// Of the frame in hand:
 	message    message // its addresses are those of the innermost packet so far
@@ -46,7 +47,7 @@ type decoder struct {
 }
 
 func newDecoder(counters *counters, found func(*message)) *decoder {
-	return &decoder{counters: counters, found: found, assemblies: map[assemblyKey]*assembly{}}
+	return &decoder{counters: counters, found: found, young: map[assemblyKey]assembly{}, old: map[assemblyKey]assembly{}}
 }
 
 // frame hands over the messages that a frame completes.
@@ -102,8 +103,7 @@ func (d *decoder) decode(layer int, b []byte) {
 		case protocol + 51: // authentication header (RFC 4302 §2)
 			size, next = 8+4*int(h[1]), protocol+int(h[0])
 		case protocol + 44: // IPv6 fragment (RFC 8200 §4.5)
-			id := assemblyKey{id: u32(h[4:])}
-			b, next = d.reassemble(id, protocol+int(h[0]), u16(h[2:])&^7, h[3]&1 != 0, d.behind(b, 8))
+			b, next = d.reassemble(u32(h[4:]), 0, protocol+int(h[0]), u16(h[2:])&^7, h[3]&1 != 0, d.behind(b, 8))
 		case protocol + 4, protocol + 41: // IP in IP (RFC 2003, RFC 4213)
 			d.cut, next = true, ip
 		case protocol + 47: // GRE (RFC 2784, RFC 2890); in it ERSPAN type I, or, where it has sequence numbers, II with 8 bytes more
@@ -161,8 +161,7 @@ func (d *decoder) ip(h [40]byte, b []byte) (payload []byte, next int) {
 	if d.bad = version != 4 && version != 6 || size < 20; payloadSize != 0 && payloadSize != -size {
 		payload = d.upTo(payload, payloadSize)
 	}
-	id := assemblyKey{id: u16(h[4:]), protocol: next}
-	return d.reassemble(id, protocol+next, 8*(fragment&0x1fff), fragment&0x2000 != 0, payload)
+	return d.reassemble(u16(h[4:]), next, protocol+next, 8*(fragment&0x1fff), fragment&0x2000 != 0, payload)
 }
 
 // ports reads the ports, which UDP, TCP and SCTP have in the same place.
@@ -216,26 +215,33 @@ func (d *decoder) emit(t transport, raw []byte) {
 // assemblyKey names a datagram in fragments or a flow. The protocol is part of an IPv4 datagram's name (RFC 791 §3.2), not of an IPv6 one's
 // (RFC 8200 §4.5).
 type assemblyKey struct {
-	src, dst              netip.AddrPort
-	id, protocol, network int
-	flow                  bool
+	src, dst     [16]byte
+	network      int
+	id, protocol uint32 // of a flow its ports, and isFlow
+}
+
+const isFlow = 1 << 16 // more than any protocol
+
+// key names the assembly of the packet in hand.
+func (d *decoder) key(id, protocol int) assemblyKey {
+	return assemblyKey{d.message.src.Addr().As16(), d.message.dst.Addr().As16(), d.network, uint32(id), uint32(protocol)}
 }
 
 // assembly is a datagram whose fragments are still coming, or a flow: one direction of a TCP connection in which a start line was seen, or
-// may just have begun.
+// may just have begun. Most flows hold nothing between two segments: these have no backlog, and there may be a hundred thousand of them.
 type assembly struct {
-	key     assemblyKey
-	touched time.Time // when its first fragment, or its last segment, was captured
-	waiting []part    // fragments, or the segments behind a lost one, by position
-	size    int       // bytes of them
-	cut     bool      // one was not captured as a whole
+	*backlog
+	held                int    // bytes in the backlog
+	position            uint32 // of a flow: the sequence number that comes next
+	sip, webSocket, cut bool   // a start line was seen; it is framed by RFC 6455, not by Content-Length; a part was not captured as a whole
+}
 
-	next, total int // of a datagram: the protocol in its first fragment; its length, 0 until the last fragment came
-
-	position       uint32 // of a flow: the sequence number that comes next
-	buffer         []byte // what came before it and isn't a message yet
-	payload        []byte // of the WebSocket message so far; nil: none has begun
-	sip, webSocket bool   // a start line was seen; it is framed by RFC 6455, not by Content-Length
+type backlog struct {
+	waiting     []part // fragments, or the segments behind a lost one; the one with the lowest position last
+	size        int    // bytes of them, with overhead
+	next, total int    // of a datagram: the protocol in its first fragment; its length, 0 until the last fragment came
+	buffer      []byte // of a flow: what came before the position and isn't a message yet
+	payload     []byte // of the WebSocket message so far; nil: none has begun
 }
 
 // part is a fragment or a segment.
@@ -245,72 +251,93 @@ type part struct {
 	data     []byte
 }
 
-// assembly returns the assembly of that name, a new one if there is none.
-func (d *decoder) assembly(key assemblyKey) *assembly {
-	if d.assemblies[key] == nil {
-		d.assemblies[key] = &assembly{key: key, touched: d.message.time}
-		d.held += overhead
+// take returns the assembly of that name, or a new one, to be kept or ended.
+func (d *decoder) take(key assemblyKey) (a assembly, known bool) {
+	if a, known = d.young[key]; known {
+		d.held -= a.held
+	} else if a, known = d.old[key]; known {
+		delete(d.old, key)
 	}
-	return d.assemblies[key]
+	if a.backlog == nil {
+		d.spare = backlog{}
+		a.backlog = &d.spare
+	}
+	return a, known
+}
+
+// keep puts an assembly back, among the young ones.
+func (d *decoder) keep(key assemblyKey, a assembly) {
+	if a.held = a.size + overhead*(cap(a.waiting)+2) + cap(a.buffer) + cap(a.payload); a.size+len(a.buffer) == 0 && a.payload == nil {
+		a.held, a.backlog = 0, nil
+	} else if a.backlog == &d.spare {
+		a.backlog = new(d.spare)
+	}
+	d.young[key], d.held = a, d.held+a.held
 }
 
 // hold keeps a part in its place among those that wait.
-func (d *decoder) hold(a *assembly, p part) {
-	i, known := slices.BinarySearchFunc(a.waiting, p, func(x, y part) int { return int(int32(x.position - y.position)) })
-	if !known || !bytes.Equal(a.waiting[i].data, p.data) {
+func (b *backlog) hold(p part) {
+	i, known := slices.BinarySearchFunc(b.waiting, p, func(x, y part) int { return int(int32(y.position - x.position)) })
+	if !known || !bytes.Equal(b.waiting[i].data, p.data) {
 		p.data = bytes.Clone(p.data)
-		a.waiting, a.size, d.held = slices.Insert(a.waiting, i, p), a.size+len(p.data), d.held+len(p.data)+overhead
+		b.waiting, b.size = slices.Insert(b.waiting, i, p), b.size+len(p.data)+overhead
 	}
 }
 
-// expire ends what is old, once in a second of capture time. When too much is held, it ends the oldest and keeps half of the limit.
+// expire ends the old assemblies and makes the young ones old, when it is time, or when too much is held.
 func (d *decoder) expire(now time.Time) {
-	if now.Unix() == d.swept && d.held <= maxHeld {
+	turns := min(now.Sub(d.turned)/assemblyAge, 2)
+	if turns <= 0 && d.held <= maxHeld && len(d.young) <= maxYoung {
 		return
 	}
-	held := 0
-	for _, a := range slices.SortedFunc(maps.Values(d.assemblies), func(a, b *assembly) int { return b.touched.Compare(a.touched) }) {
-		cost := overhead + cap(a.buffer) + cap(a.payload) + a.size + overhead*len(a.waiting)
-		if now.Sub(a.touched) > assemblyAge || held+cost > maxHeld/2 {
-			d.end(a)
-		} else {
-			held += cost
+	for range max(turns, 1) {
+		for key, a := range d.old {
+			if a.backlog != nil {
+				d.end(key, &a)
+			}
 		}
+		clear(d.old)
+		d.young, d.old, d.held = d.old, d.young, 0
 	}
-	d.swept, d.held = now.Unix(), held
+	d.turned = now
 }
 
-// flush ends everything: at the end of time all is old.
-func (d *decoder) flush() { d.expire(time.Unix(1<<40, 0)) }
+// flush ends everything: after an hour all is old.
+func (d *decoder) flush() { d.expire(d.turned.Add(time.Hour)) }
 
-// end forgets an assembly and counts what stays incomplete.
-func (d *decoder) end(a *assembly) {
-	for a.key.flow && len(a.waiting) > 0 {
-		d.giveUp(a)
+// end counts what stays incomplete of an assembly, and forgets it.
+func (d *decoder) end(key assemblyKey, a *assembly) {
+	for key.protocol == isFlow && len(a.waiting) > 0 {
+		d.giveUp(key, a)
 	}
 	switch {
 	case a.cut:
 		d.counters.truncated.Add(1)
-	case !a.key.flow:
+	case key.protocol != isFlow:
 		d.counters.fragment.Add(1)
 	case a.sip && (len(a.buffer) > 0 || a.payload != nil):
 		d.counters.streamGap.Add(1)
 	}
-	delete(d.assemblies, a.key)
+	delete(d.young, key)
 }
 
 // reassemble takes a fragment and goes on with the datagram that it completes; what isn't a fragment is whole already.
 // Overlapping fragments would let an attacker choose what we see and the receiver does not (RFC 5722): such a datagram is never
 // complete, as its fragments have more bytes than it, and ends when it is old.
-func (d *decoder) reassemble(key assemblyKey, next, offset int, more bool, data []byte) (datagram []byte, protocol int) {
+func (d *decoder) reassemble(id, kind, next, offset int, more bool, data []byte) (datagram []byte, protocol int) {
 	end := offset + len(data) + d.missing
 	d.bad = d.bad || (offset > 0 || more) && (end > 65535 || more && end%8 != 0)
 	if offset == 0 && !more || len(data) == 0 || d.bad || d.short {
 		return data, next
 	}
-	key.src, key.dst, key.network = d.message.src, d.message.dst, d.network
-	a := d.assembly(key)
-	d.hold(a, part{uint32(offset), d.message.time, data})
+	key := d.key(id, kind)
+	a, _ := d.take(key)
+	late := func(p part) bool { return d.message.time.Sub(p.time) > 2*assemblyAge }
+	if a.size > maxWaiting || slices.ContainsFunc(a.waiting, late) {
+		d.end(key, &a)
+		a, _ = d.take(key)
+	}
+	a.hold(part{uint32(offset), d.message.time, data})
 	a.cut = a.cut || d.missing > 0
 	if offset == 0 {
 		a.next = next
@@ -318,13 +345,14 @@ func (d *decoder) reassemble(key assemblyKey, next, offset int, more bool, data 
 	if !more {
 		a.total = end
 	}
-	for _, p := range a.waiting {
-		if a.size != a.total || int(p.position) != len(datagram) {
+	for _, p := range slices.Backward(a.waiting) {
+		if a.size != a.total+overhead*len(a.waiting) || int(p.position) != len(datagram) {
+			d.keep(key, a)
 			return nil, 0
 		}
 		datagram = append(datagram, p.data...)
 	}
-	delete(d.assemblies, key)
+	delete(d.young, key)
 	return datagram, a.next
 }
 
@@ -337,33 +365,35 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 	if d.bad || d.short || len(p.data) == 0 && syn == 0 {
 		return
 	}
-	key := assemblyKey{src: d.message.src, dst: d.message.dst, network: d.network, flow: true}
-	a := d.assemblies[key]
-	if a != nil && (syn != 0 || a.ahead(p) > window || a.ahead(p) < -window) { // another connection on the same ports
-		d.end(a)
-		a = nil
+	key := d.key(u32(h[0:]), isFlow)
+	a, known := d.take(key)
+	if known && (syn != 0 || a.ahead(p) > window || a.ahead(p) < -window) { // another connection on the same ports
+		d.end(key, &a)
+		a, known = d.take(key)
 	}
-	if a == nil {
+	if !known {
 		if _, sip, _ := find(p.data); sip == no {
 			d.orphanOf, d.orphan = key, part{p.position, now, append(d.orphan.data[:0], p.data...)}
 			return
 		}
-		a = d.assembly(key)
 		a.position = p.position
 		if early := a.ahead(d.orphan); d.orphanOf == key && early > 0 && early < window && now.Sub(d.orphan.time) <= gapAge {
-			d.hold(a, d.orphan)
+			a.hold(d.orphan)
 		}
 	}
-	a.touched, a.cut, d.missing = now, d.missing > 0, 0 // what is there of it is whole
+	a.cut, d.missing = d.missing > 0, 0 // what is there of it is whole
 	if a.ahead(p) > 0 {
-		d.hold(a, p)
+		a.hold(p)
 	} else {
-		d.advance(a, p)
+		d.advance(&a, p)
+	}
+	if last := len(a.waiting) - 1; last >= 0 && (a.size > maxWaiting || now.Sub(a.waiting[last].time) > gapAge) {
+		d.giveUp(key, &a)
 	}
 	if a.cut || len(a.buffer) == 0 && !a.sip {
-		d.end(a)
-	} else if len(a.waiting) > 0 && (a.size > maxWaiting || now.Sub(a.waiting[0].time) > gapAge) {
-		d.giveUp(a)
+		d.end(key, &a)
+	} else {
+		d.keep(key, a)
 	}
 }
 
@@ -371,22 +401,24 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 func (a *assembly) ahead(p part) int { return int(int32(p.position - a.position)) }
 
 // giveUp goes on behind a lost segment.
-func (d *decoder) giveUp(a *assembly) {
+func (d *decoder) giveUp(key assemblyKey, a *assembly) {
 	if a.sip {
 		d.counters.streamGap.Add(1)
 	}
 	a.sip, a.webSocket, a.buffer, a.payload = false, false, nil, nil
-	a.position = a.waiting[0].position
+	a.position = a.waiting[len(a.waiting)-1].position
+	d.message.src = netip.AddrPortFrom(netip.AddrFrom16(key.src).Unmap(), uint16(key.id>>16))
+	d.message.dst = netip.AddrPortFrom(netip.AddrFrom16(key.dst).Unmap(), uint16(key.id))
 	d.advance(a, part{position: a.position})
 }
 
 // advance takes in a segment that comes next, and those that waited for it, and hands over the messages that they complete. These have the
 // time of the last of the segments.
 func (d *decoder) advance(a *assembly, p part) {
-	d.message = message{time: p.time, src: a.key.src, dst: a.key.dst}
+	d.message.time, d.message.index = p.time, 0
 	for {
 		b := p.data[min(-a.ahead(p), len(p.data)):]
-		a.position, d.held = a.position+uint32(len(b)), d.held+len(b)
+		a.position += uint32(len(b))
 		if len(a.buffer) > 0 {
 			a.buffer = append(a.buffer, b...)
 			b = a.buffer
@@ -401,11 +433,12 @@ func (d *decoder) advance(a *assembly, p part) {
 		if a.buffer = append(a.buffer[:0], b...); len(b) == 0 {
 			a.buffer = nil
 		}
-		if len(a.waiting) == 0 || a.ahead(a.waiting[0]) > 0 {
+		last := len(a.waiting) - 1
+		if last < 0 || a.ahead(a.waiting[last]) > 0 {
 			return
 		}
-		p, a.waiting[0] = a.waiting[0], part{} // or the array would keep its bytes
-		a.waiting, a.size = a.waiting[1:], a.size-len(p.data)
+		p, a.waiting[last] = a.waiting[last], part{} // or the array would keep its bytes
+		a.waiting, a.size = a.waiting[:last], a.size-len(p.data)-overhead
 		if p.time.After(d.message.time) {
 			d.message.time, d.message.index = p.time, 0
 		}
@@ -420,18 +453,16 @@ func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) 
 	if sip == no || sip == maybe && len(b) <= maxMessage || webSocket {
 		return b, webSocket
 	}
-	after := body(b)
-	headers := b[:len(b)-len(after)]
 	value, fields, differ := []byte(nil), 0, false
-	anyHeader(headers, "content-length", func(other []byte) bool {
+	_, after := headers(b, "content-length", func(other []byte) bool {
 		differ = differ || fields > 0 && !bytes.Equal(value, other)
 		value, fields = other, fields+1
 		return false
 	})
 	length, err := strconv.ParseUint(string(value), 10, 64) // 2^64-1 if it is larger
-	end := len(headers) + int(min(length, maxMessage+1))
+	end := len(b) - len(after) + int(min(length, maxMessage+1))
 	switch {
-	case after == nil && len(headers) <= maxMessage:
+	case after == nil && len(b) <= maxMessage:
 		return b, false
 	case after == nil || end > maxMessage:
 		d.counters.oversize.Add(1)
@@ -450,49 +481,55 @@ func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) 
 // webSocketMessage takes the frame at the start of b (RFC 6455 §5.2) and the message that it completes (RFC 7118 §5). Frames with other
 // opcodes, and those of extensions such as compression, are skipped.
 func (d *decoder) webSocketMessage(a *assembly, b []byte) (rest []byte, more bool) {
-	size, length, payload := webSocketFrame(b)
-	opcode, final := b[0]&0x7f, b[0] >= 0x80
+	header, length, key := webSocketFrame(b)
+	opcode, final, size := b[0]&0x7f, b[0] >= 0x80, header+length
 	switch {
 	case length > maxMessage || opcode == 0 && len(a.payload)+length > maxMessage:
 		d.counters.oversize.Add(1)
 		a.webSocket, a.payload = false, nil
 		return b[min(len(b), size):], true
-	case size == 0 || len(b) < size:
+	case header == 0 || len(b) < size:
 		return b, false
 	case opcode == 0 && a.payload != nil:
-		a.payload = append(a.payload, payload...)
+		a.payload = unmask(a.payload, b[header:size], key)
 	case opcode == 1 || opcode == 2:
-		a.payload = payload
+		a.payload, d.unmasked = unmask(d.unmasked[:0], b[header:size], key), nil
 	}
 	if final && opcode <= 2 {
 		if startLine(bytes.TrimLeft(a.payload, "\r\n")) == yes {
 			d.emit(ws, a.payload)
 		}
-		a.payload = nil
+		a.payload, d.unmasked = nil, a.payload
 	}
 	return b[size:], true
 }
 
-// webSocketFrame reads the frame at the start of b: its size and that of its payload (2^24 at most; 0 until its header is whole), and what
-// is there of the payload, unmasked.
-func webSocketFrame(b []byte) (size, length int, payload []byte) {
+// webSocketFrame reads the header of the frame at the start of b: its size (0 until it is whole), the length of the payload (2^24 at most)
+// and the masking key (0 without a mask).
+func webSocketFrame(b []byte) (size, length int, key [4]byte) {
 	var h [14]byte
 	copy(h[:], b)
 	length, size = int(h[1]&127), 2
-	if length > 125 {
-		extended := h[2 : 4+6*(length-126)]
-		length, size = 0, 2+len(extended)
-		for _, c := range extended {
-			length = min(length<<8|int(c), 1<<24)
-		}
+	switch length {
+	case 126:
+		length, size = u16(h[2:]), 4
+	case 127:
+		length, size = int(min(binary.BigEndian.Uint64(h[2:]), 1<<24)), 10
 	}
-	var key [4]byte // all zero without a mask
 	if size += copy(key[:h[1]>>7*4], h[size:]); len(b) < size {
-		return 0, 0, nil
+		return 0, 0, key
 	}
-	payload = append([]byte{}, b[size:min(len(b), size+length)]...)
-	subtle.XORBytes(payload, payload, bytes.Repeat(key[:], len(payload)/4+1))
-	return size + length, length, payload
+	return size, length, key
+}
+
+// unmask appends the payload of a frame to a buffer, without its mask (RFC 6455 §5.3).
+func unmask(buffer, payload []byte, key [4]byte) []byte {
+	begin, end := len(buffer), len(buffer)+len(payload)
+	buffer = append(append(buffer, payload...), make([]byte, 8)...) // eight bytes at a time
+	for mask := uint64(binary.LittleEndian.Uint32(key[:])) * (1<<32 + 1); begin < end; begin += 8 {
+		binary.LittleEndian.PutUint64(buffer[begin:], binary.LittleEndian.Uint64(buffer[begin:])^mask)
+	}
+	return buffer[:end]
 }
 
 // verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that aren't there yet.
@@ -505,7 +542,9 @@ const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 	for ; len(b) > 0; _, b = cutLine(b) {
 		if opcode := b[0] & 0x7f; opcode == 1 || opcode == 2 {
-			if _, _, payload := webSocketFrame(b[:min(len(b), 256)]); startLine(bytes.TrimLeft(payload, "\r\n")) != no {
+			size, length, key := webSocketFrame(b)
+			payload := unmask(make([]byte, 0, 300), b[size:min(len(b), size+length, 256)], key)
+			if startLine(bytes.TrimLeft(payload, "\r\n")) != no {
 				return b, yes, true
 			}
 		}

@@ -177,7 +177,7 @@ type parts struct{ method, uri, code []byte }
 
 // partsOf takes the start line of a message apart. Empty lines may come before it (RFC 3261 §7.5), here and below.
 func partsOf(raw []byte) parts {
-	line, _ := cutLine(bytes.TrimSpace(raw))
+	line, _ := cutLine(bytes.TrimLeft(raw, "\r\n"))
 	first, rest, _ := bytes.Cut(line, []byte(" "))
 	if bytes.EqualFold(first, []byte("SIP/2.0")) {
 		cseq := firstHeader(raw, "cseq")
@@ -190,17 +190,29 @@ func partsOf(raw []byte) parts {
 func cutLine(text []byte) (line, after []byte) {
 	end := bytes.IndexByte(text, '\n')
 	if end < 0 {
-		return bytes.TrimSuffix(text, []byte("\r")), nil
+		end = len(text)
+	} else {
+		after = text[end+1:]
 	}
-	return bytes.TrimSuffix(text[:end], []byte("\r")), text[end+1:]
+	if end > 0 && text[end-1] == '\r' {
+		end--
+	}
+	return text[:end], after
 }
 
 // anyHeader reports whether match is true for the value of any header field of raw with that name (given in lower case
 // and long form; on the wire in any case, long or compact). The value is unfolded (RFC 3261 §7.3.1) and trimmed, and
-// valid only during the call. Header fields end at the first empty line. A nil match is true for any value.
+// valid only during the call. A nil match is true for any value.
 func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
-	_, headers := cutLine(bytes.TrimSpace(raw))
-	for line, rest := cutLine(headers); len(line) > 0; line, rest = cutLine(rest) {
+	found, _ := headers(raw, name, match)
+	return found
+}
+
+// headers is anyHeader, and if match is never true it also returns what follows the first empty line, where header fields
+// end; nil if there is none.
+func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
+	line, rest := cutLine(bytes.TrimLeft(raw, "\r\n"))
+	for line, rest = cutLine(rest); len(line) > 0; line, rest = cutLine(rest) {
 		if line[0]|0x20 != name[0]|0x20 && len(line) > 1 && isToken(line[1]) {
 			continue // most headers, at a glance: another first letter (0x20: in lower case), and no compact form
 		}
@@ -214,11 +226,11 @@ func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 				value = append(append(value, ' '), bytes.Trim(line, " \t")...)
 			}
 			if match == nil || match(bytes.Trim(value, " ")) {
-				return true
+				return true, nil
 			}
 		}
 	}
-	return false
+	return false, rest
 }
 
 // firstHeader is the value of the first header field with that name (see anyHeader), nil without one.
@@ -229,10 +241,8 @@ func firstHeader(raw []byte, name string) (first []byte) {
 
 // body is what follows the first empty line.
 func body(raw []byte) []byte {
-	line, rest := cutLine(bytes.TrimLeft(raw, "\r\n"))
-	for ; len(line) > 0; line, rest = cutLine(rest) {
-	}
-	return rest
+	_, after := headers(raw, " ", nil)
+	return after
 }
 
 // tokenBytes has the bytes of a token, such as a method or the name of a header (RFC 3261 §25.1).
