@@ -481,19 +481,20 @@ func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) 
 // webSocketMessage takes the frame at the start of b (RFC 6455 §5.2) and the message that it completes (RFC 7118 §5). Frames with other
 // opcodes, and those of extensions such as compression, are skipped.
 func (d *decoder) webSocketMessage(a *assembly, b []byte) (rest []byte, more bool) {
-	header, length, key := webSocketFrame(b)
-	opcode, final, size := b[0]&0x7f, b[0] >= 0x80, header+length
+	size, length, payload := webSocketFrame(d.unmasked, b)
+	opcode, final := b[0]&0x7f, b[0] >= 0x80
+	d.unmasked = payload
 	switch {
 	case length > maxMessage || opcode == 0 && len(a.payload)+length > maxMessage:
 		d.counters.oversize.Add(1)
 		a.webSocket, a.payload = false, nil
 		return b[min(len(b), size):], true
-	case header == 0 || len(b) < size:
+	case size == 0 || len(b) < size:
 		return b, false
 	case opcode == 0 && a.payload != nil:
-		a.payload = unmask(a.payload, b[header:size], key)
+		a.payload = append(a.payload, payload...)
 	case opcode == 1 || opcode == 2:
-		a.payload, d.unmasked = unmask(d.unmasked[:0], b[header:size], key), nil
+		a.payload, d.unmasked = payload, nil
 	}
 	if final && opcode <= 2 {
 		if startLine(bytes.TrimLeft(a.payload, "\r\n")) == yes {
@@ -504,9 +505,9 @@ func (d *decoder) webSocketMessage(a *assembly, b []byte) (rest []byte, more boo
 	return b[size:], true
 }
 
-// webSocketFrame reads the header of the frame at the start of b: its size (0 until it is whole), the length of the payload (2^24 at most)
-// and the masking key (0 without a mask).
-func webSocketFrame(b []byte) (size, length int, key [4]byte) {
+// webSocketFrame reads the frame at the start of b: its size and that of its payload (2^24 at most; 0 until its header is whole), and what
+// is there of the payload, unmasked (RFC 6455 §5.3), in the buffer if that is large enough.
+func webSocketFrame(buffer, b []byte) (size, length int, payload []byte) {
 	var h [14]byte
 	copy(h[:], b)
 	length, size = int(h[1]&127), 2
@@ -516,20 +517,16 @@ func webSocketFrame(b []byte) (size, length int, key [4]byte) {
 	case 127:
 		length, size = int(min(binary.BigEndian.Uint64(h[2:]), 1<<24)), 10
 	}
+	var key [4]byte // all zero without a mask
 	if size += copy(key[:h[1]>>7*4], h[size:]); len(b) < size {
-		return 0, 0, key
+		return 0, 0, buffer[:0]
 	}
-	return size, length, key
-}
-
-// unmask appends the payload of a frame to a buffer, without its mask (RFC 6455 §5.3).
-func unmask(buffer, payload []byte, key [4]byte) []byte {
-	begin, end := len(buffer), len(buffer)+len(payload)
-	buffer = append(append(buffer, payload...), make([]byte, 8)...) // eight bytes at a time
-	for mask := uint64(binary.LittleEndian.Uint32(key[:])) * (1<<32 + 1); begin < end; begin += 8 {
-		binary.LittleEndian.PutUint64(buffer[begin:], binary.LittleEndian.Uint64(buffer[begin:])^mask)
+	there, mask := min(length, len(b)-size), uint64(binary.LittleEndian.Uint32(key[:]))*(1<<32+1) // the key twice
+	payload = append(append(buffer[:0], b[size:size+there]...), make([]byte, 8)...)
+	for i := 0; i < there; i += 8 {
+		binary.LittleEndian.PutUint64(payload[i:], binary.LittleEndian.Uint64(payload[i:])^mask)
 	}
-	return buffer[:end]
+	return size + length, length, payload[:there]
 }
 
 // verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that aren't there yet.
@@ -542,9 +539,7 @@ const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 	for ; len(b) > 0; _, b = cutLine(b) {
 		if opcode := b[0] & 0x7f; opcode == 1 || opcode == 2 {
-			size, length, key := webSocketFrame(b)
-			payload := unmask(make([]byte, 0, 300), b[size:min(len(b), size+length, 256)], key)
-			if startLine(bytes.TrimLeft(payload, "\r\n")) != no {
+			if _, _, payload := webSocketFrame(make([]byte, 300), b[:min(len(b), 256)]); startLine(bytes.TrimLeft(payload, "\r\n")) != no {
 				return b, yes, true
 			}
 		}
