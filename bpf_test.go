@@ -143,7 +143,7 @@ func TestDefaultBPF(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer handle.Close()
-			if !slices.Contains(linkTypes, handle.LinkType()) {
+			if links[handle.LinkType()] == (linkHeader{}) {
 				t.Errorf("link type %d isn't one of ours", handle.LinkType())
 			}
 			if err := handle.SetBPFFilter(defaultBPF(handle.LinkType())); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -63,36 +64,36 @@ func (d *decoder) frame(link layers.LinkType, data []byte, info gopacket.Capture
 	d.expire(info.Timestamp)
 	d.message, d.cut = message{time: info.Timestamp}, info.CaptureLength < info.Length
 	d.network, d.missing, d.short, d.bad = 0, 0, false, false
-	d.decode(linkLayer+int(link), data)
+	d.decode(link, data)
 }
 
-// A layer is an EtherType, protocol plus an IP protocol, linkLayer plus a link type, or tunnel plus a port of UDP.
-const (
-	ip, mac                     = 0x0800, 0x6558 // the EtherTypes of IP, and of Ethernet in a tunnel
-	protocol, linkLayer, tunnel = 1 << 16, 1 << 17, 1 << 18
-	sll2, rawIP                 = 276 & 0xff, 12 // gopacket keeps a byte of a link type; as libpcap numbers it on Linux
-)
+// linkHeader is where the EtherType is in the header of a link, or -1 if IP follows, and the size of that header.
+type linkHeader struct{ etherType, size int }
 
-var linkTypes = []layers.LinkType{layers.LinkTypeEthernet, layers.LinkTypeLinuxSLL, sll2, layers.LinkTypeNull, layers.LinkTypeLoop,
-	rawIP, layers.LinkTypeRaw, layers.LinkTypeIPv4, layers.LinkTypeIPv6}
+// links has the link types that are read.
+var links = [256]linkHeader{layers.LinkTypeEthernet: {12, 14}, layers.LinkTypeLinuxSLL: {14, 16}, sll2: {0, 20},
+	layers.LinkTypeNull: {-1, 4}, layers.LinkTypeLoop: {-1, 4},
+	layers.LinkTypeRaw: {-1, 0}, rawIP: {-1, 0}, layers.LinkTypeIPv4: {-1, 0}, layers.LinkTypeIPv6: {-1, 0}}
+
+const sll2, rawIP = 276 & 0xff, 12 // gopacket keeps a byte of a link type; as libpcap numbers it on Linux
+
+// A layer is an EtherType, protocol plus an IP protocol, or tunnel plus a port of UDP.
+const ip, mac, protocol, tunnel = 0x0800, 0x6558, 1 << 16, 1 << 17 // the EtherTypes of IP, and of Ethernet in a tunnel
 
 // decode reads header after header, from the link to SIP. What isn't IP, or is another protocol, is no concern of ours.
-func (d *decoder) decode(layer int, b []byte) {
+func (d *decoder) decode(link layers.LinkType, b []byte) {
+	layer, at, frame := ip, links[link].etherType, b
+	b = d.behind(b, links[link].size)
+	if at >= 0 && !d.short {
+		layer = u16(frame[at:])
+	}
 	for headers := 0; headers < maxHeaders && layer != 0 && !d.short && !d.bad; headers++ {
 		var h [40]byte // the header, or its beginning; what isn't there is 0, and noticed below
 		copy(h[:], b)
 		size, next := 0, 0
 		switch layer {
-		case linkLayer + int(layers.LinkTypeEthernet), mac:
+		case mac:
 			size, next = 14, u16(h[12:])
-		case linkLayer + int(layers.LinkTypeLinuxSLL):
-			size, next = 16, u16(h[14:])
-		case linkLayer + sll2:
-			size, next = 20, u16(h[0:])
-		case linkLayer + int(layers.LinkTypeNull), linkLayer + int(layers.LinkTypeLoop):
-			size, next = 4, ip
-		case linkLayer + rawIP, linkLayer + int(layers.LinkTypeRaw), linkLayer + int(layers.LinkTypeIPv4), linkLayer + int(layers.LinkTypeIPv6):
-			next = ip
 		case 0x8100, 0x88a8, 0x9100: // VLAN tags
 			size, next = 4, u16(h[2:])
 			d.network = d.network<<12 ^ u16(h[0:])&0xfff
@@ -258,10 +259,8 @@ func (d *decoder) take(key assemblyKey) (a assembly, known bool) {
 	} else if a, known = d.old[key]; known {
 		delete(d.old, key)
 	}
-	if a.backlog == nil {
-		d.spare = backlog{}
-		a.backlog = &d.spare
-	}
+	d.spare = backlog{}
+	a.backlog = cmp.Or(a.backlog, &d.spare)
 	return a, known
 }
 

@@ -188,16 +188,14 @@ func partsOf(raw []byte) parts {
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to neither part.
 func cutLine(text []byte) (line, after []byte) {
-	end := bytes.IndexByte(text, '\n')
-	if end < 0 {
-		end = len(text)
-	} else {
-		after = text[end+1:]
+	line = text
+	if end := bytes.IndexByte(text, '\n'); end >= 0 {
+		line, after = text[:end], text[end+1:]
 	}
-	if end > 0 && text[end-1] == '\r' {
-		end--
+	if end := len(line) - 1; end >= 0 && line[end] == '\r' {
+		line = line[:end]
 	}
-	return text[:end], after
+	return line, after
 }
 
 // anyHeader reports whether match is true for the value of any header field of raw with that name (given in lower case

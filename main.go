@@ -196,7 +196,7 @@ func configure() (*config, error) {
 			defer handle.Close()
 			link = handle.LinkType()
 		}
-		check(slices.Contains(linkTypes, link), "PCAP_FILE", "a file of Ethernet, Linux cooked, raw IP or loopback, not ", link)
+		check(links[link] != linkHeader{}, "PCAP_FILE", "a file of Ethernet, Linux cooked, raw IP or loopback, not ", link)
 	case fmt.Sprint(c.Interface) == "[any]":
 		link = layers.LinkTypeLinuxSLL
 	default:
@@ -450,7 +450,7 @@ func (c *config) open(source string) (*pcap.Handle, error) {
 	}
 	link := handle.LinkType()
 	err = handle.SetBPFFilter(cmp.Or(c.BPFFilter, defaultBPF(link)))
-	if err != nil || !slices.Contains(linkTypes, link) {
+	if err != nil || links[link] == (linkHeader{}) {
 		handle.Close()
 		return nil, configError{fmt.Errorf("BPF_FILTER: on %s, link type %s: %w", source, link, cmp.Or(err, errors.New("not one that is read")))}
 	}
@@ -489,12 +489,11 @@ func defaultBPF(link layers.LinkType) string {
 		" or (ip6 and (((ip6[6] = 6 or ip6[6] = 17 or ip6[6] = 132) and (ip6[40:2] = 5060 or ip6[42:2] = 5060))" +
 		" or ((ip6[6] = 0 or ip6[6] = 43 or ip6[6] = 44 or ip6[6] = 60) and ip6[40] != 58))))"
 	filter, tags := sip, ""
-	// Where the EtherType is, and what follows the link header.
-	at, tagged := map[layers.LinkType][2]int{layers.LinkTypeEthernet: {12, 14}, layers.LinkTypeLinuxSLL: {14, 16}, sll2: {0, 20}}[link]
-	for n := 0; tagged && n < 2; n++ {
-		tags += fmt.Sprintf("(link[%[1]d:2] = 0x8100 or link[%[1]d:2] = 0x88a8 or link[%[1]d:2] = 0x9100) and ", at[0])
-		at = [2]int{at[1] + 2, at[1] + 4}
-		is, ip := fmt.Sprintf("link[%d:2] = ", at[0]), fmt.Sprintf("link[%d + ", at[1])
+	at := links[link]
+	for n := 0; at.etherType >= 0 && n < 2; n++ {
+		tags += fmt.Sprintf("(link[%[1]d:2] = 0x8100 or link[%[1]d:2] = 0x88a8 or link[%[1]d:2] = 0x9100) and ", at.etherType)
+		at = linkHeader{at.size + 2, at.size + 4}
+		is, ip := fmt.Sprintf("link[%d:2] = ", at.etherType), fmt.Sprintf("link[%d + ", at.size)
 		inner := strings.NewReplacer("ip and", is+"0x800 and", "ip6 and", is+"0x86dd and", "ip[", ip, "ip6[", ip)
 		filter += " or (" + tags + inner.Replace(sip) + ")"
 	}
