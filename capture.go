@@ -199,7 +199,7 @@ func (d *decoder) sctp(h [40]byte, b []byte) {
 
 // whole takes a payload that is a message if it is SIP at all.
 func (d *decoder) whole(t transport, payload []byte) {
-	sip, readable := startLine(bytes.TrimLeft(payload, "\r\n")), !d.short && !d.bad // else the frame is counted
+	sip, readable := startLine(bytes.TrimLeftFunc(payload, isCRLF)), !d.short && !d.bad // else the frame is counted
 	if readable && sip == yes && d.missing == 0 {
 		d.emit(t, payload)
 	} else if readable && sip != no && d.missing > 0 {
@@ -496,7 +496,7 @@ func (d *decoder) webSocketMessage(a *assembly, b []byte) (rest []byte, more boo
 		a.payload, d.unmasked = payload, nil
 	}
 	if final && opcode <= 2 {
-		if startLine(bytes.TrimLeft(a.payload, "\r\n")) == yes {
+		if startLine(bytes.TrimLeftFunc(a.payload, isCRLF)) == yes {
 			d.emit(ws, a.payload)
 		}
 		a.payload, d.unmasked = nil, a.payload
@@ -538,7 +538,7 @@ const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 	for ; len(b) > 0; _, b = cutLine(b) {
 		if opcode := b[0] & 0x7f; opcode == 1 || opcode == 2 {
-			if _, _, payload := webSocketFrame(make([]byte, 300), b[:min(len(b), 256)]); startLine(bytes.TrimLeft(payload, "\r\n")) != no {
+			if _, _, payload := webSocketFrame(make([]byte, 300), b[:min(len(b), 256)]); startLine(bytes.TrimLeftFunc(payload, isCRLF)) != no {
 				return b, yes, true
 			}
 		}

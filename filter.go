@@ -177,7 +177,7 @@ type parts struct{ method, uri, code []byte }
 
 // partsOf takes the start line of a message apart. Empty lines may come before it (RFC 3261 §7.5), here and below.
 func partsOf(raw []byte) parts {
-	line, _ := cutLine(bytes.TrimLeft(raw, "\r\n"))
+	line, _ := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
 	first, rest, _ := bytes.Cut(line, []byte(" "))
 	if bytes.EqualFold(first, []byte("SIP/2.0")) {
 		cseq := firstHeader(raw, "cseq")
@@ -185,6 +185,8 @@ func partsOf(raw []byte) parts {
 	}
 	return parts{method: first, uri: rest[:max(0, bytes.LastIndexByte(rest, ' '))]}
 }
+
+func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to neither part.
 func cutLine(text []byte) (line, after []byte) {
@@ -209,21 +211,23 @@ func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 // headers is anyHeader, and if match is never true it also returns what follows the first empty line, where header fields
 // end; nil if there is none.
 func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
-	line, rest := cutLine(bytes.TrimLeft(raw, "\r\n"))
+	line, rest := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
+	last := len(name) - 1
 	for line, rest = cutLine(rest); len(line) > 0; line, rest = cutLine(rest) {
-		if line[0]|0x20 != name[0]|0x20 && len(line) > 1 && isToken(line[1]) {
-			continue // most headers, at a glance: another first letter (0x20: in lower case), and no compact form
+		differs := len(line) < len(name) || line[0]|0x20 != name[0]|0x20 || line[last]|0x20 != name[last]|0x20 // 0x20: in lower case
+		if differs && len(line) > 1 && isToken(line[1]) {
+			continue // most headers, at a glance: another first or last letter, and no compact form
 		}
 		colon := bytes.IndexByte(line, ':')
 		header := bytes.TrimSpace(line[:max(0, colon)])
 		isCompact := len(header) == 1 && longForms[string(rune(header[0]|0x20))] == name // 0x20: in lower case
 		if line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
-			value := slices.Clip(bytes.Trim(line[colon+1:], " \t")) // clipped: appending copies it
+			value := slices.Clip(bytes.TrimSpace(line[colon+1:])) // clipped: appending copies it
 			for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\t') {
 				line, rest = cutLine(rest)
-				value = append(append(value, ' '), bytes.Trim(line, " \t")...)
+				value = append(append(value, ' '), bytes.TrimSpace(line)...)
 			}
-			if match == nil || match(bytes.Trim(value, " ")) {
+			if match == nil || match(bytes.TrimSpace(value)) {
 				return true, nil
 			}
 		}
