@@ -211,9 +211,10 @@ func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 // headers is anyHeader, and if match is never true it also returns what follows the first empty line, where header fields
 // end; nil if there is none.
 func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
-	line, rest := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
 	last := len(name) - 1
-	for line, rest = cutLine(rest); len(line) > 0; line, rest = cutLine(rest) {
+	_, rest := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
+	line, rest := cutLine(rest)
+	for ; len(line) > 0; line, rest = cutLine(rest) {
 		differs := len(line) < len(name) || line[0]|0x20 != name[0]|0x20 || line[last]|0x20 != name[last]|0x20 // 0x20: in lower case
 		if differs && len(line) > 1 && isToken(line[1]) {
 			continue // most headers, at a glance: another first or last letter, and no compact form
