@@ -22,7 +22,7 @@ const (
 	maxHeld     = 6 << 20          // bytes that the young ones hold, and as many the old ones
 	maxWaiting  = 512 << 10        // bytes of a datagram, or of a flow that wait for a lost segment; more, and it is given up
 	overhead    = 64               // bytes that a part costs besides its data, and as many its place: tiny ones count too
-	assemblyAge = 15 * time.Second // of capture time, after which an assembly is old if nothing came; twice that, and it is ended
+	assemblyAge = 30 * time.Second // of capture time, in which a datagram must be complete; after twice that without a segment a flow is ended
 	gapAge      = 2 * time.Second  // of capture time in which a lost segment may be sent again
 	window      = 1 << 20          // sequence numbers farther apart than this belong to different connections on the same ports
 )
@@ -331,7 +331,7 @@ func (d *decoder) reassemble(id, kind, next, offset int, more bool, data []byte)
 	}
 	key := d.key(id, kind)
 	a, _ := d.take(key)
-	late := func(p part) bool { return d.message.time.Sub(p.time) > 2*assemblyAge }
+	late := func(p part) bool { return d.message.time.Sub(p.time) > assemblyAge }
 	if a.size > maxWaiting || slices.ContainsFunc(a.waiting, late) {
 		d.end(key, &a)
 		a, _ = d.take(key)
