@@ -528,11 +528,6 @@ func webSocketFrame(buffer, b []byte) (size, length int, payload []byte) {
 	return size + length, length, payload[:there]
 }
 
-// verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that aren't there yet.
-type verdict uint8
-
-const no, maybe, yes = verdict(0), verdict(1), verdict(2)
-
 // find looks for the first line of b with which a SIP message begins or may begin, or a WebSocket frame with one. Of such a frame it reads
 // 256 bytes: no segment can make it unmask the same bytes for each of its lines.
 func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
@@ -547,26 +542,4 @@ func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
 		}
 	}
 	return nil, no, false
-}
-
-// startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1, §7.2), lenient about the Request-URI.
-func startLine(b []byte) verdict {
-	if len(b) > 0 && !isToken(b[0]) {
-		return no // at a glance: most of what isn't SIP
-	}
-	version := []byte(" SIP/2.0")
-	line, _, complete := bytes.Cut(b, []byte("\n"))
-	first, after, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\r")), []byte(" "))
-	request := len(first) <= maxMethod && !slices.ContainsFunc(first, func(c byte) bool { return !isToken(c) })
-	response := bytes.EqualFold(first, version[1:min(1+len(first), len(version))])
-	code, _, _ := bytes.Cut(after, []byte(" "))
-	switch {
-	case !complete && (request || response):
-		return maybe
-	case complete && request && len(after) > len(version) && bytes.EqualFold(after[len(after)-len(version):], version):
-		return yes
-	case complete && response && len(first) == len("SIP/2.0") && len(code) == 3 && len(bytes.Trim(code, "0123456789")) == 0:
-		return yes
-	}
-	return no
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -48,4 +51,123 @@ func envelope(m *message, version string, addresses bool) []byte {
 		b = m.dst.AppendTo(append(m.src.AppendTo(append(b, `","src":"`...)), `","dst":"`...))
 	}
 	return append(base64.StdEncoding.AppendEncode(append(b, `","sip":"`...), m.raw), `"}`...)
+}
+
+// verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that aren't there yet.
+type verdict uint8
+
+const no, maybe, yes = verdict(0), verdict(1), verdict(2)
+
+// startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1, §7.2), lenient about the Request-URI.
+func startLine(b []byte) verdict {
+	if len(b) > 0 && !isToken(b[0]) {
+		return no // at a glance: most of what isn't SIP
+	}
+	version := []byte(" SIP/2.0")
+	line, _, complete := bytes.Cut(b, []byte("\n"))
+	first, after, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\r")), []byte(" "))
+	request := len(first) <= maxMethod && !slices.ContainsFunc(first, func(c byte) bool { return !isToken(c) })
+	response := bytes.EqualFold(first, version[1:min(1+len(first), len(version))])
+	code, _, _ := bytes.Cut(after, []byte(" "))
+	switch {
+	case !complete && (request || response):
+		return maybe
+	case complete && request && len(after) > len(version) && bytes.EqualFold(after[len(after)-len(version):], version):
+		return yes
+	case complete && response && len(first) == len("SIP/2.0") && len(code) == 3 && len(bytes.Trim(code, "0123456789")) == 0:
+		return yes
+	}
+	return no
+}
+
+// The view of a message follows. It takes any bytes: a malformed message is inspected as far as it goes.
+
+// longForms has the header of each compact form in the IANA registry of SIP header fields.
+var longForms = map[string]string{
+	"a": "accept-contact", "b": "referred-by", "c": "content-type", "d": "request-disposition", "e": "content-encoding",
+	"f": "from", "i": "call-id", "j": "reject-contact", "k": "supported", "l": "content-length", "m": "contact", "n": "identity-info",
+	"o": "event", "r": "refer-to", "s": "subject", "t": "to", "u": "allow-events", "v": "via", "x": "session-expires", "y": "identity",
+}
+
+// parts are those of a start line: code is nil in a request, uri (what stands between the first and the last blank) in a
+// response, whose method is the last word of CSeq (RFC 3261 §20.16).
+type parts struct{ method, uri, code []byte }
+
+// partsOf takes the start line of a message apart. Empty lines may come before it (RFC 3261 §7.5), here and below.
+func partsOf(raw []byte) parts {
+	line, _ := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
+	first, rest, _ := bytes.Cut(line, []byte(" "))
+	if bytes.EqualFold(first, []byte("SIP/2.0")) {
+		cseq := firstHeader(raw, "cseq")
+		return parts{method: cseq[bytes.LastIndexAny(cseq, " \t")+1:], code: rest[:min(3, len(rest))]}
+	}
+	return parts{method: first, uri: rest[:max(0, bytes.LastIndexByte(rest, ' '))]}
+}
+
+func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
+
+// cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to neither part.
+func cutLine(text []byte) (line, after []byte) {
+	line = text
+	if end := bytes.IndexByte(text, '\n'); end >= 0 {
+		line, after = text[:end], text[end+1:]
+	}
+	if end := len(line) - 1; end >= 0 && line[end] == '\r' {
+		line = line[:end]
+	}
+	return line, after
+}
+
+// anyHeader reports whether match is true for the value of any header field of raw with that name (given in lower case
+// and long form; on the wire in any case, long or compact). The value is unfolded (RFC 3261 §7.3.1) and trimmed, and
+// valid only during the call. A nil match is true for any value.
+func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
+	found, _ := headers(raw, name, match)
+	return found
+}
+
+// headers is anyHeader, and if match is never true it also returns what follows the first empty line, where header fields
+// end; nil if there is none.
+func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
+	last := len(name) - 1
+	_, rest := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
+	line, rest := cutLine(rest)
+	for ; len(line) > 0; line, rest = cutLine(rest) {
+		differs := len(line) < len(name) || line[0]|0x20 != name[0]|0x20 || line[last]|0x20 != name[last]|0x20 // 0x20: in lower case
+		if differs && len(line) > 1 && isToken(line[1]) {
+			continue // most headers, at a glance: another first or last letter, and no compact form
+		}
+		colon := bytes.IndexByte(line, ':')
+		header := bytes.TrimSpace(line[:max(0, colon)])
+		isCompact := len(header) == 1 && longForms[string(rune(header[0]|0x20))] == name // 0x20: in lower case
+		if line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
+			value := slices.Clip(bytes.TrimSpace(line[colon+1:])) // clipped: appending copies it
+			for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\t') {
+				line, rest = cutLine(rest)
+				value = append(append(value, ' '), bytes.TrimSpace(line)...)
+			}
+			if match == nil || match(bytes.TrimSpace(value)) {
+				return true, nil
+			}
+		}
+	}
+	return false, rest
+}
+
+// firstHeader is the value of the first header field with that name (see anyHeader), nil without one.
+func firstHeader(raw []byte, name string) (first []byte) {
+	anyHeader(raw, name, func(value []byte) bool { first = value; return true })
+	return first
+}
+
+// body is what follows the first empty line.
+func body(raw []byte) []byte {
+	_, after := headers(raw, " ", nil)
+	return after
+}
+
+// tokenBytes has the bytes of a token, such as a method or the name of a header (RFC 3261 §25.1).
+// isToken reports whether c may stand in a token.
+func isToken(c byte) bool {
+	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("-.!%*_+`'~", c) >= 0 // 0x20: in lower case
 }
