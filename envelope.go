@@ -12,46 +12,31 @@ import (
 	"time"
 )
 
-// transport is what carried a message.
-type transport uint8
-
-const udp, tcp, sctp, ws, transports transport = 0, 1, 2, 3, 4 // the last one is how many there are
-
-var transportNames = [transports]string{"udp", "tcp", "sctp", "ws"}
+// This file has what a SIP message is: its start line, header fields and body, read as far as
+// capturing and filtering need; and at the end the envelope, which is all that becomes of it.
 
 // message is one SIP message as it was on the wire: the one type that crosses the files.
 type message struct {
 	time      time.Time      // when the frame that completed it was captured
-	src, dst  netip.AddrPort // the innermost addresses
+	src       netip.AddrPort // the innermost addresses
+	dst       netip.AddrPort
 	transport transport
 	index     int    // its place among the messages that its frame completed, from 0
-	raw       []byte // the bytes of the wire; valid only during the call that hands the message over
+	raw       []byte // all of it; valid only during the call that hands the message over
 }
 
-// envelope wraps a message for the broker: one JSON object in one line, its keys always in the same order. Nothing in it is taken out of
-// the message, which is in it as it was.
-//
-// id is a UUID of version 8 (RFC 9562 §5.8) of all that tells this message from any other that was ever captured: the same capture always
-// has the same id. signature is the same wherever and whenever the same bytes are seen.
-func envelope(m *message, version string, addresses bool) []byte {
-	signature, at := sha256.Sum256(m.raw), m.time.UTC().Format("2006-01-02T15:04:05.000000000Z")
-	b := append(make([]byte, 0, 512+4*len(version)+base64.StdEncoding.EncodedLen(len(m.raw))), `{"id":"`...)
-	identity := m.src.AppendTo(append(append(b, signature[:]...), at...))
-	identity = m.dst.AppendTo(append(identity, byte(m.transport), byte(m.index>>8), byte(m.index)))
-	id := sha256.Sum256(identity[len(b):])
-	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80 // version and variant
-	for _, part := range [...][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:16]} {
-		b = append(hex.AppendEncode(b, part), '-')
-	}
-	b = append(append(b[:len(b)-1], `","time":"`...), at...)
-	b = strconv.AppendQuote(append(b, `","version":`...), version)
-	b = hex.AppendEncode(append(b, `,"signature":"`...), signature[:])
-	if addresses {
-		b = append(append(b, `","transport":"`...), transportNames[m.transport]...)
-		b = m.dst.AppendTo(append(m.src.AppendTo(append(b, `","src":"`...)), `","dst":"`...))
-	}
-	return append(base64.StdEncoding.AppendEncode(append(b, `","sip":"`...), m.raw), `"}`...)
-}
+// transport is what carried a message.
+type transport uint8
+
+const (
+	udp transport = iota
+	tcp
+	sctp
+	ws
+	transports // how many there are
+)
+
+var transportNames = [transports]string{"udp", "tcp", "sctp", "ws"}
 
 // verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that aren't there yet.
 type verdict uint8
@@ -80,94 +65,259 @@ func startLine(b []byte) verdict {
 	return no
 }
 
-// The view of a message follows. It takes any bytes: a malformed message is inspected as far as it goes.
+// What follows takes a message apart. It takes any bytes: of a malformed message it sees what is
+// there. Nothing in it takes more than linear time, or allocates, but for folded header fields.
 
-// longForms has the header of each compact form in the IANA registry of SIP header fields.
-var longForms = map[string]string{
-	"a": "accept-contact", "b": "referred-by", "c": "content-type", "d": "request-disposition", "e": "content-encoding",
-	"f": "from", "i": "call-id", "j": "reject-contact", "k": "supported", "l": "content-length", "m": "contact", "n": "identity-info",
-	"o": "event", "r": "refer-to", "s": "subject", "t": "to", "u": "allow-events", "v": "via", "x": "session-expires", "y": "identity",
+// parts are a message and what its start line says (RFC 3261 §7.1, §7.2).
+type parts struct {
+	message  *message
+	text     []byte // the message from its start line on
+	response bool
+	method   []byte // of a response the last word of CSeq (RFC 3261 §20.16)
+	uri      []byte // what stands between the first and the last blank of a request
+	status   int    // the code of a response; 0 in a request
 }
 
-// parts are those of a start line: code is nil in a request, uri (what stands between the first and the last blank) in a
-// response, whose method is the last word of CSeq (RFC 3261 §20.16).
-type parts struct{ method, uri, code []byte }
-
-// partsOf takes the start line of a message apart. Empty lines may come before it (RFC 3261 §7.5), here and below.
-func partsOf(raw []byte) parts {
-	line, _ := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
+func partsOf(m *message) parts {
+	p := parts{message: m, text: trimLineEnds(m.raw)}
+	line, _ := cutLine(p.text)
 	first, rest, _ := bytes.Cut(line, []byte(" "))
-	if bytes.EqualFold(first, []byte("SIP/2.0")) {
-		cseq := firstHeader(raw, "cseq")
-		return parts{method: cseq[bytes.LastIndexAny(cseq, " \t")+1:], code: rest[:min(3, len(rest))]}
+	p.response = equalFold(first, "sip/2.0")
+	if p.response {
+		p.status, _ = strconv.Atoi(string(rest[:min(3, len(rest))]))
+		cseq := firstHeader(p.text, "cseq")
+		p.method = cseq[bytes.LastIndexAny(cseq, " \t")+1:]
+	} else {
+		p.method = first
+		p.uri = rest[:max(0, bytes.LastIndexByte(rest, ' '))]
 	}
-	return parts{method: first, uri: rest[:max(0, bytes.LastIndexByte(rest, ' '))]}
+	return p
 }
 
 func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
 
-// cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to neither part.
+// trimLineEnds takes away what may come before a start line (RFC 3261 §7.5).
+func trimLineEnds(raw []byte) []byte { return bytes.TrimLeft(raw, "\r\n") }
+
+// cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to
+// neither part. Where text has no line end, all of it is the line, and after is nil.
 func cutLine(text []byte) (line, after []byte) {
-	line = text
-	if end := bytes.IndexByte(text, '\n'); end >= 0 {
-		line, after = text[:end], text[end+1:]
-	}
-	if end := len(line) - 1; end >= 0 && line[end] == '\r' {
-		line = line[:end]
-	}
-	return line, after
+	line, after, _ = bytes.Cut(text, []byte("\n"))
+	return bytes.TrimSuffix(line, []byte("\r")), after
 }
 
-// anyHeader reports whether match is true for the value of any header field of raw with that name (given in lower case
-// and long form; on the wire in any case, long or compact). The value is unfolded (RFC 3261 §7.3.1) and trimmed, and
-// valid only during the call. A nil match is true for any value.
+// caseBit is the difference between an upper and a lower case letter in ASCII. With it, other
+// bytes become equal, too: what is found so is only worth a closer look.
+const caseBit = 0x20
+
+// longForms has the long form of each header whose compact form is one letter, by that letter
+// (the IANA registry of SIP header fields).
+var longForms = [256]string{
+	'a': "accept-contact",
+	'b': "referred-by",
+	'c': "content-type",
+	'd': "request-disposition",
+	'e': "content-encoding",
+	'f': "from",
+	'i': "call-id",
+	'j': "reject-contact",
+	'k': "supported",
+	'l': "content-length",
+	'm': "contact",
+	'n': "identity-info",
+	'o': "event",
+	'r': "refer-to",
+	's': "subject",
+	't': "to",
+	'u': "allow-events",
+	'v': "via",
+	'x': "session-expires",
+	'y': "identity",
+}
+
+// headers calls match with the value of each header field that has a name, until it is true for
+// one. The name is given in its long form and lower case; a message may have it in any case, long
+// or compact. A value is unfolded (RFC 3261 §7.3.1) and trimmed, and belongs to the call of match
+// alone, unless match is true for it. A nil match is true for any value.
+//
+// If it is true for none, after is what follows the empty line that ends the header fields, and
+// nil where there is no such line.
+func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
+	_, rest := cutLine(trimLineEnds(raw))
+	var line, unfolded []byte
+	for {
+		line, rest = cutLine(rest)
+		if len(line) == 0 {
+			return false, rest
+		}
+		value, named := fieldValue(line, name)
+		if !named {
+			continue
+		}
+		if isBlank(rest) {
+			unfolded = append(unfolded[:0], value...)
+			for isBlank(rest) {
+				line, rest = cutLine(rest)
+				unfolded = append(unfolded, ' ')
+				unfolded = append(unfolded, bytes.TrimSpace(line)...)
+			}
+			value = bytes.TrimSpace(unfolded)
+		}
+		if match == nil || match(value) {
+			return true, nil
+		}
+	}
+}
+
+// isBlank reports whether a line begins with a blank: then it goes on with the field before it.
+func isBlank(line []byte) bool {
+	return len(line) > 0 && (line[0] == ' ' || line[0] == '\t')
+}
+
+// fieldValue is the value in the first line of a header field, if the field has that name.
+func fieldValue(line []byte, name string) (value []byte, named bool) {
+	first := line[0] | caseBit
+	last := len(name) - 1
+	compact := longForms[first] == name
+	long := len(line) > last && first == name[0] && line[last]|caseBit == name[last]|caseBit
+	if !compact && !long {
+		return nil, false // most fields, at a glance
+	}
+	field, value, colon := bytes.Cut(line, []byte(":"))
+	field = bytes.TrimRight(field, " \t")
+	named = equalFold(field, name) || compact && len(field) == 1
+	return bytes.TrimSpace(value), colon && named
+}
+
+// anyHeader reports whether match is true for the value of any header field with that name.
 func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
 	found, _ := headers(raw, name, match)
 	return found
 }
 
-// headers is anyHeader, and if match is never true it also returns what follows the first empty line, where header fields
-// end; nil if there is none.
-func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
-	last := len(name) - 1
-	_, rest := cutLine(bytes.TrimLeftFunc(raw, isCRLF))
-	line, rest := cutLine(rest)
-	for ; len(line) > 0; line, rest = cutLine(rest) {
-		differs := len(line) < len(name) || line[0]|0x20 != name[0]|0x20 || line[last]|0x20 != name[last]|0x20 // 0x20: in lower case
-		if differs && len(line) > 1 && isToken(line[1]) {
-			continue // most headers, at a glance: another first or last letter, and no compact form
-		}
-		colon := bytes.IndexByte(line, ':')
-		header := bytes.TrimSpace(line[:max(0, colon)])
-		isCompact := len(header) == 1 && longForms[string(rune(header[0]|0x20))] == name // 0x20: in lower case
-		if line[0] > ' ' && (isCompact || bytes.EqualFold(header, []byte(name))) {
-			value := slices.Clip(bytes.TrimSpace(line[colon+1:])) // clipped: appending copies it
-			for len(rest) > 0 && (rest[0] == ' ' || rest[0] == '\t') {
-				line, rest = cutLine(rest)
-				value = append(append(value, ' '), bytes.TrimSpace(line)...)
-			}
-			if match == nil || match(bytes.TrimSpace(value)) {
-				return true, nil
-			}
-		}
-	}
-	return false, rest
-}
-
-// firstHeader is the value of the first header field with that name (see anyHeader), nil without one.
+// firstHeader is the value of the first header field with that name, nil without one.
 func firstHeader(raw []byte, name string) (first []byte) {
-	anyHeader(raw, name, func(value []byte) bool { first = value; return true })
+	anyHeader(raw, name, func(value []byte) bool {
+		first = value
+		return true
+	})
 	return first
 }
 
 // body is what follows the first empty line.
 func body(raw []byte) []byte {
-	_, after := headers(raw, " ", nil)
+	_, after := headers(raw, " ", nil) // no header has this name
 	return after
 }
 
-// tokenBytes has the bytes of a token, such as a method or the name of a header (RFC 3261 §25.1).
-// isToken reports whether c may stand in a token.
+// hasTag reports whether a value of To or From has a tag (RFC 3261 §20.39, §25.1): a parameter of
+// that name behind the URI. What is in a quoted string or between < and > is none, nor is what
+// comes before <. A string or URI that isn't closed goes on to the end.
+func hasTag(value []byte) bool {
+	tagged := false
+	var end byte // of the string or URI that the loop is in
+	for i := 0; i < len(value); i++ {
+		c := value[i]
+		switch {
+		case c == '\\' && end == '"':
+			i++ // past what it escapes
+		case c == end:
+			end = 0
+		case end != 0:
+		case c == '"':
+			end = '"'
+		case c == '<':
+			end = '>'
+			tagged = false
+		case c == ';':
+			tagged = tagged || isTag(value[i+1:])
+		}
+	}
+	return tagged
+}
+
+// isTag reports whether a parameter is a tag: the word in any case, then "=", ";" or nothing.
+func isTag(parameter []byte) bool {
+	parameter = bytes.TrimSpace(parameter)
+	word := parameter[:min(len("tag"), len(parameter))]
+	rest := bytes.TrimSpace(parameter[len(word):])
+	return equalFold(word, "tag") && (len(rest) == 0 || rest[0] == '=' || rest[0] == ';')
+}
+
+// equalFold reports whether b is an ASCII word in any case. (bytes.EqualFold alone takes U+017F
+// for an s and U+212A for a k; both are longer.)
+func equalFold(b []byte, word string) bool {
+	return len(b) == len(word) && bytes.EqualFold(b, []byte(word))
+}
+
+// isToken reports whether c may stand in a token, such as a method or the name of a header
+// (RFC 3261 §25.1).
 func isToken(c byte) bool {
-	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("-.!%*_+`'~", c) >= 0 // 0x20: in lower case
+	letter := c | caseBit
+	return 'a' <= letter && letter <= 'z' || '0' <= c && c <= '9' ||
+		strings.IndexByte("-.!%*_+`'~", c) >= 0
+}
+
+// appendEnvelope appends the envelope of a message to b: one JSON object in one line, its keys
+// always in the same order. Nothing in it is taken out of the message, which is in it as it was.
+//
+// id is a UUID of version 8 (RFC 9562 §5.8) of all that tells this message from any other that was
+// ever captured: the same capture always has the same id. signature is the same wherever and
+// whenever the same bytes are seen. version must be printable: quotes and backslashes are escaped.
+func appendEnvelope(b []byte, m *message, version string, addresses bool) []byte {
+	signature := sha256.Sum256(m.raw)
+	var timeRoom [len("2006-01-02T15:04:05.000000000Z")]byte
+	at := appendTime(timeRoom[:0], m.time)
+
+	b = append(b, `{"id":"`...)
+	b = appendID(b, m, signature[:], at)
+	b = append(b, `","time":"`...)
+	b = append(b, at...)
+	b = append(b, `","index":`...)
+	b = strconv.AppendInt(b, int64(m.index), 10)
+	b = append(b, `,"version":`...)
+	b = strconv.AppendQuote(b, version)
+	b = append(b, `,"signature":"`...)
+	b = hex.AppendEncode(b, signature[:])
+	if addresses {
+		b = append(b, `","transport":"`...)
+		b = append(b, transportNames[m.transport]...)
+		b = append(b, `","src":"`...)
+		b = m.src.AppendTo(b)
+		b = append(b, `","dst":"`...)
+		b = m.dst.AppendTo(b)
+	}
+	b = append(b, `","sip":"`...)
+	b = base64.StdEncoding.AppendEncode(b, m.raw)
+	return append(b, `"}`...)
+}
+
+// appendTime appends a time in UTC as RFC 3339 has it, with all nine digits of the nanoseconds.
+func appendTime(b []byte, t time.Time) []byte {
+	t = t.UTC()
+	b = t.AppendFormat(b, time.RFC3339) // the one layout, but for its variant, that is quick
+	dot := len(b) - len("Z")
+	b = strconv.AppendInt(b[:dot], 1_000_000_000+int64(t.Nanosecond()), 10)
+	b[dot] = '.' // where the 1 was, which kept the zeros behind it
+	return append(b, 'Z')
+}
+
+// appendID appends the id of a message. What it is made of must stay as it is: whoever removes
+// duplicates relies on it across versions of this program.
+func appendID(b []byte, m *message, signature, at []byte) []byte {
+	start := len(b) // what is hashed stands here for a moment
+	b = append(b, signature...)
+	b = append(b, at...)
+	b = m.src.AppendTo(b)
+	b = append(b, byte(m.transport), byte(m.index>>8), byte(m.index))
+	b = m.dst.AppendTo(b)
+	id := sha256.Sum256(b[start:])
+	id[6] = id[6]&0x0f | 0x80 // version 8
+	id[8] = id[8]&0x3f | 0x80 // the variant of RFC 9562
+	b = hex.AppendEncode(b[:start], id[:4])
+	for _, group := range [][]byte{id[4:6], id[6:8], id[8:10], id[10:16]} {
+		b = append(b, '-')
+		b = hex.AppendEncode(b, group)
+	}
+	return b
 }

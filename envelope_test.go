@@ -23,12 +23,16 @@ const sampleInvite = "INVITE sip:bob@example.org SIP/2.0\r\nVia: SIP/2.0/UDP 192
 
 // wrap is the one place that knows how the envelope is called.
 func wrap(m message, version string, addresses bool) string {
-	return string(envelope(&m, version, addresses))
+	return string(appendEnvelope(nil, &m, version, addresses))
 }
 
 // wrapper is wrap for what allocations are counted of.
 func wrapper(m *message, version string, addresses bool) func() []byte {
-	return func() []byte { return envelope(m, version, addresses) }
+	var b []byte
+	return func() []byte {
+		b = appendEnvelope(b[:0], m, version, addresses)
+		return b
+	}
 }
 
 // sampleMessage was captured on 2026-11-22 at 21:34 UTC.
@@ -56,7 +60,7 @@ type unwrapped struct {
 }
 
 var envelopeLine = regexp.MustCompile(`^\{"id":"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",` +
-	`"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z","version":"([^"\\]|\\.)*","signature":"[0-9a-f]{64}",` +
+	`"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z","index":\d+,"version":"([^"\\]|\\.)*","signature":"[0-9a-f]{64}",` +
 	`("transport":"(udp|tcp|sctp|ws)","src":"[^"]+:\d+","dst":"[^"]+:\d+",)?"sip":"[A-Za-z0-9+/]*={0,2}"\}$`)
 
 // unwrap checks all that holds for every envelope: the keys and their order, and that the message comes out as it went in.

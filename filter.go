@@ -1,163 +1,418 @@
 package main
 
 import (
-	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"maps"
 	"net/netip"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
-// The SIP filter: an expression such as (all (method invite) initial), read once into a tree, whose forms then become
-// functions that look at the raw bytes of a message. This file has, in this order: what each form means, the reading
-// of a filter with its errors, and the view of a SIP message. The README describes the language to its users.
+// The SIP filter: an expression such as (all (method invite) initial). It is read once, into nodes
+// and then into functions, which look at the raw bytes of a message. This file has what each form
+// means and what its arguments may be, then the reading, then the errors. The README describes the
+// language to its users.
 
-// forms has each form with the kinds of its arguments, and its test of a message with one argument (the last, if their
-// kinds differ). "…" allows more arguments of the last kind: the form is true if the test is for any of them.
-var forms = map[string]func(m *message, p parts, a *node) bool{
-	"request":              func(_ *message, p parts, _ *node) bool { return p.code == nil },
-	"response":             func(_ *message, p parts, _ *node) bool { return p.code != nil },
-	"initial":              func(m *message, p parts, _ *node) bool { return p.code == nil && !tag.Match(firstHeader(m.raw, "to")) },
-	"method NAME…":         func(_ *message, p parts, a *node) bool { return bytes.EqualFold(p.method, []byte(a.word)) },
-	"methods NAME…":        func(_ *message, p parts, a *node) bool { return bytes.EqualFold(p.method, []byte(a.word)) },
-	"status CODE…":         func(_ *message, p parts, a *node) bool { return a.first <= string(p.code) && string(p.code) <= a.last },
-	"uri RE":               func(_ *message, p parts, a *node) bool { return p.code == nil && a.match(p.uri) },
-	"hasheader NAME…":      func(m *message, _ parts, a *node) bool { return anyHeader(m.raw, a.name, nil) },
-	"header NAME RE":       func(m *message, _ parts, a *node) bool { return anyHeader(m.raw, a.name, a.match) },
-	"to RE":                func(m *message, _ parts, a *node) bool { return anyHeader(m.raw, "to", a.match) },
-	"from RE":              func(m *message, _ parts, a *node) bool { return anyHeader(m.raw, "from", a.match) },
-	"body RE":              func(m *message, _ parts, a *node) bool { return a.match(body(m.raw)) },
-	"message RE":           func(m *message, _ parts, a *node) bool { return a.match(m.raw) },
-	"transport TRANSPORT…": func(m *message, _ parts, a *node) bool { return transportNames[m.transport] == a.name },
-	"src NET…":             func(m *message, _ parts, a *node) bool { return a.contains(m.src.Addr().Unmap()) },
-	"dst NET…":             func(m *message, _ parts, a *node) bool { return a.contains(m.dst.Addr().Unmap()) },
-	"sample N":             func(m *message, _ parts, a *node) bool { return a.match(firstHeader(m.raw, "call-id")) },
-	"all F…":               func(m *message, p parts, a *node) bool { return !a.form(m, p) }, // compile negates the whole
-	"any F…":               func(m *message, p parts, a *node) bool { return a.form(m, p) },
-	"not F":                func(m *message, p parts, a *node) bool { return !a.form(m, p) },
+// form is a form of the language.
+type form struct {
+	usage   string // its name and the kinds of its arguments; "…" allows more of the last kind
+	selects func(p parts, a []*argument) bool
 }
 
-// node is a part of a filter: a word, a string, or a list. Of an argument it also has what it was compiled to.
-type node struct {
-	at int // offset of its first byte in the source
-	// text is as it was written, of a list only the parenthesis; word is without quotes; name is in lower case, of a
-	// header in long form, and of the RE of a header that of the header; a CODE is from first to last.
-	text, word, name, first, last string
-	list                          []*node                    // what is between the parentheses
-	form                          func(*message, parts) bool // F
-	match                         func([]byte) bool          // RE, N
-	contains                      func(netip.Addr) bool      // NET
+// forms has every form, in the order in which the README and an error list them.
+var forms = []form{
+	{"request", func(p parts, _ []*argument) bool {
+		return !p.response
+	}},
+	{"response", func(p parts, _ []*argument) bool {
+		return p.response
+	}},
+	{"method NAME …", anyOf(func(p parts, a *argument) bool {
+		return equalFold(p.method, a.name)
+	})},
+	{"methods NAME …", anyOf(func(p parts, a *argument) bool {
+		return equalFold(p.method, a.name)
+	})},
+	{"status CODE …", anyOf(func(p parts, a *argument) bool {
+		return a.lowest <= p.status && p.status <= a.highest
+	})},
+	{"initial", func(p parts, _ []*argument) bool {
+		return !p.response && !hasTag(firstHeader(p.text, "to"))
+	}},
+	{"uri RE", func(p parts, a []*argument) bool {
+		return !p.response && a[0].matches(p.uri)
+	}},
+	{"hasheader NAME …", anyOf(func(p parts, a *argument) bool {
+		return anyHeader(p.text, a.header, nil)
+	})},
+	{"header NAME RE", func(p parts, a []*argument) bool {
+		return anyHeader(p.text, a[0].header, a[1].matches)
+	}},
+	{"to RE", func(p parts, a []*argument) bool {
+		return anyHeader(p.text, "to", a[0].matches)
+	}},
+	{"from RE", func(p parts, a []*argument) bool {
+		return anyHeader(p.text, "from", a[0].matches)
+	}},
+	{"body RE", func(p parts, a []*argument) bool {
+		return a[0].matches(body(p.text))
+	}},
+	{"message RE", func(p parts, a []*argument) bool {
+		return a[0].matches(p.message.raw)
+	}},
+	{"transport TRANSPORT …", anyOf(func(p parts, a *argument) bool {
+		return p.message.transport == a.transport
+	})},
+	{"src NET …", anyOf(func(p parts, a *argument) bool {
+		return a.net.Contains(p.message.src.Addr().Unmap())
+	})},
+	{"dst NET …", anyOf(func(p parts, a *argument) bool {
+		return a.net.Contains(p.message.dst.Addr().Unmap())
+	})},
+	{"sample N", func(p parts, a []*argument) bool {
+		return crc32.ChecksumIEEE(firstHeader(p.text, "call-id"))%a[0].n == 0
+	}},
+	{"all F …", func(p parts, a []*argument) bool {
+		for _, f := range a {
+			if !f.selects(p) {
+				return false
+			}
+		}
+		return true
+	}},
+	{"any F …", anyOf(func(p parts, a *argument) bool {
+		return a.selects(p)
+	})},
+	{"not F", func(p parts, a []*argument) bool {
+		return !a[0].selects(p)
+	}},
 }
 
-// codes has what a CODE may be: a code, a class or a range.
-var codes = regexp.MustCompile(`^[1-6](xx|[0-9]{2}(-[1-6][0-9]{2})?)$`)
+// anyOf is a form that is true if a test is true for any of its arguments.
+func anyOf(test func(p parts, a *argument) bool) func(parts, []*argument) bool {
+	return func(p parts, arguments []*argument) bool {
+		for _, a := range arguments {
+			if test(p, a) {
+				return true
+			}
+		}
+		return false
+	}
+}
 
-// tag matches a value of To or From with a tag parameter. None of what follows that is the end of a <URI> or of a
-// quoted string: so it isn't inside of either.
-var tag = regexp.MustCompile(`(?i);[ \t]*tag[ \t]*([=;]|$)([^"<>\\]|"([^"\\]|\\.)*")*$`)
+// argument is what an argument was compiled to; its kind says which fields it has.
+type argument struct {
+	name      string                 // NAME
+	header    string                 // NAME, of a header: its long form in lower case
+	lowest    int                    // CODE
+	highest   int                    // CODE
+	transport transport              // TRANSPORT
+	net       netip.Prefix           // NET
+	n         uint32                 // N
+	matches   func(text []byte) bool // RE
+	selects   func(p parts) bool     // F
+}
 
-const unfiltered = "(any request response)" // what an empty filter stands for
+// kinds has how an argument of each kind is read, and what an error wants if it can't be.
+// RE and F have functions of their own.
+var kinds = map[string]struct {
+	want string
+	read func(word string, a *argument) bool
+}{
+	"NAME": {
+		want: "a name of letters, digits and -.!%*_+`'~",
+		read: func(word string, a *argument) bool {
+			a.name = word
+			a.header = strings.ToLower(word)
+			if len(word) == 1 && longForms[a.header[0]] != "" {
+				a.header = longForms[a.header[0]]
+			}
+			return word != "" && !strings.ContainsFunc(word, func(c rune) bool {
+				return c > 0x7f || !isToken(byte(c))
+			})
+		},
+	},
+	"CODE": {
+		want: "a code (100 to 699), a class (4xx) or a range (400-499)",
+		read: func(word string, a *argument) bool {
+			low, high, isRange := strings.Cut(strings.ToLower(word), "-")
+			if !isRange {
+				high = low
+			}
+			a.lowest, _ = strconv.Atoi(strings.ReplaceAll(low, "x", "0"))
+			a.highest, _ = strconv.Atoi(strings.ReplaceAll(high, "x", "9"))
+			return isCode.MatchString(word) && a.lowest <= a.highest
+		},
+	},
+	"TRANSPORT": {
+		want: "udp, tcp, sctp or ws: TLS can't be read, but in HEP from a server (as tcp)",
+		read: func(word string, a *argument) bool {
+			i := slices.Index(transportNames[:], strings.ToLower(word))
+			a.transport = transport(i)
+			return i >= 0
+		},
+	},
+	"NET": {
+		want: "an address or a net, like 10.0.0.0/8: src and dst have no port",
+		read: func(word string, a *argument) bool {
+			a.net, _ = netip.ParsePrefix(word)
+			if ip, err := netip.ParseAddr(word); err == nil && ip.Zone() == "" {
+				ip = ip.Unmap()
+				a.net = netip.PrefixFrom(ip, ip.BitLen())
+			}
+			return a.net.IsValid() && !a.net.Addr().Is4In6()
+		},
+	},
+	"N": {
+		want: "a whole number from 1 to 4294967295",
+		read: func(word string, a *argument) bool {
+			n, err := strconv.ParseUint(word, 10, 32)
+			a.n = uint32(n)
+			return err == nil && n > 0
+		},
+	},
+}
 
-// compileFilter compiles a SIP filter; an empty source selects unfiltered. The function that it returns allocates
-// nothing, unless it looks at a folded header, and takes time linear in the message and in the filter.
+var isCode = regexp.MustCompile(`^[1-6]([xX]{2}|[0-9]{2}(-[1-6][0-9]{2})?)$`)
+
+const (
+	maxSource   = 65536 // bytes of a filter
+	maxDepth    = 64    // parentheses inside each other: the stack has to bear them
+	maxProblems = 10    // that an error shows
+)
+
+// compileFilter compiles a SIP filter; an empty source selects every message. The function that it
+// returns takes time linear in the message and in the filter, allocates nothing unless it looks at
+// a folded header field, and may be called by several goroutines at a time.
 //
-// The error has up to ten problems, each starting "SIP_FILTER:line:column: " (from 1; columns count characters), followed
-// by the line of the source and a line with a caret below the place, both indented by two blanks.
+// The error has at most maxProblems problems. Each starts with "SIP_FILTER:line:column: " (from 1;
+// columns count characters); two more lines have the line of the source, and a caret below the
+// place, both indented by two blanks.
 func compileFilter(source string) (func(*message) bool, error) {
-	var errs []error
-	expect := func(ok bool, e *node, want string) {
-		if !ok && len(errs) < 10 {
-			begin := strings.LastIndexByte(source[:e.at], '\n') + 1
-			row, column := strings.Count(source[:begin], "\n")+1, len([]rune(source[begin:e.at]))+1
-			line, _, _ := strings.Cut(strings.NewReplacer("\t", " ", "\r", "").Replace(source[begin:]), "\n")
-			errs = append(errs, fmt.Errorf("SIP_FILTER:%d:%d: %#q; want %s\n  %s\n%*s", row, column, e.text, want, line, column+2, "^"))
-		}
+	c := compiler{source: source}
+	if len(source) > maxSource {
+		c.fail(maxSource, "more", fmt.Sprintf("at most %d bytes", maxSource))
+		return nil, c.problems[0]
 	}
-	expect(len(source) <= 65536, &node{at: min(len(source), 65536), text: "more"}, "at most 65536 bytes")
-	source = cmp.Or(strings.TrimRight(source, " \t\r\n"), unfiltered)
-	open := []*node{{}} // the top level, and what is not closed yet: lists inside each other, or a string (it has one quote)
-	for _, place := range regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[^ \t\r\n()"]+`).FindAllStringIndex(source, -1) {
-		e, last := &node{at: place[0], text: source[place[0]:place[1]]}, len(open)-1
-		if e.text == ")" && last > 0 {
-			open = open[:last]
-			continue
-		}
-		expect(last > 0 || open[0].list == nil && e.text != ")", e, "the end of the filter: several forms go into (all …) or (any …)")
-		open[last].list = append(open[last].list, e)
-		if e.text == "(" || strings.Count(strings.ReplaceAll(e.text, `\"`, ""), `"`) == 1 {
-			expect(last != 64, e, "at most 64 parentheses inside each other")
-			open = append(open, e)
-		}
+	c.tokens = tokens.FindAllStringIndex(source, -1)
+	filter := c.read(node{}, 0)
+	if len(filter) == 0 && len(c.problems) == 0 {
+		return func(*message) bool { return true }, nil
 	}
-	expect(len(open) == 1, open[len(open)-1], `what closes it: a ), or a " without a backslash`)
-	filter := compile(open[0].list[0], expect)
-	if source == unfiltered {
-		return func(*message) bool { return true }, nil // without a look at the message
+	var arguments []*argument
+	if len(c.problems) == 0 {
+		arguments = c.arguments(filter, []string{"F"})
 	}
-	return func(m *message) bool { return filter(m, partsOf(m.raw)) }, errors.Join(errs...)
+	if len(c.problems) == 0 && len(filter) > 1 {
+		second := filter[1]
+		c.fail(second.at, second.text, "the end: put several forms into (all …) or (any …)")
+	}
+	if len(c.problems) > 0 {
+		return nil, errors.Join(c.problems...)
+	}
+	return func(m *message) bool { return arguments[0].selects(partsOf(m)) }, nil
 }
 
-// compile makes a form into a function, which must not be called after an error. A word is a form without arguments.
-func compile(e *node, expect func(ok bool, e *node, want string)) func(*message, parts) bool {
-	list := append([]*node{e}, e.list...)[min(1, len(e.list)):]
-	name := cmp.Or(map[string]string{"and": "all", "or": "any"}[list[0].text], list[0].text) // as other languages say
-	usage := slices.MinFunc(slices.Sorted(maps.Keys(forms)), func(a, b string) int { return edits(name, a, 3) - edits(name, b, 3) })
-	kinds, test := strings.Fields(strings.TrimSuffix(usage, "…")), forms[usage]
-	fits := kinds[0] == list[0].text && (len(list) == len(kinds) || len(list) > len(kinds) && strings.HasSuffix(usage, "…"))
-	expect(fits, list[0], "a form with its arguments: the nearest is ("+usage+")")
-	for i := 1; fits && i < len(list); i++ {
-		a := list[i]
-		a.word = strings.NewReplacer(`\"`, `"`, `"`, ``).Replace(a.text) // without the quotes around it
-		a.name = cmp.Or(longForms[strings.ToLower(a.word)], strings.ToLower(a.word))
-		switch kinds[min(i, len(kinds)-1)] {
-		case "F":
-			a.form = compile(a, expect)
-		case "NAME":
-			expect(a.word != "" && !slices.ContainsFunc([]byte(a.word), func(c byte) bool { return !isToken(c) }), a, "a name of letters, digits and -.!%*_+`'~")
-		case "CODE":
-			from, to, _ := strings.Cut(a.name, "-")
-			a.first, a.last = strings.ReplaceAll(from, "x", "0"), strings.ReplaceAll(cmp.Or(to, from), "x", "9")
-			expect(codes.MatchString(a.name) && a.first <= a.last, a, "a code (100 to 699), a class (4xx) or a range (400-499)")
-		case "RE":
-			expect(a.text[0] == '"', a, "a regular expression in double quotes")
-			compiled, err := regexp.Compile(a.word)
-			reason, part, _ := strings.Cut(strings.TrimSuffix(fmt.Sprint(err), "`"), ": `") // as in "missing closing ): `a(b`"
-			expect(err == nil, &node{at: a.at + max(0, strings.Index(a.text, part)), text: part}, "the syntax of RE2: "+reason)
-			a.name, a.match = list[i-1].name, compiled.Match
-		case "TRANSPORT":
-			nearest := slices.MinFunc(transportNames[:], func(x, y string) int { return edits(a.word, x, 3) - edits(a.word, y, 3) })
-			expect(nearest == a.name, a, "one of "+strings.Join(transportNames[:], ", ")+": the nearest is "+nearest)
-		case "NET":
-			prefix, _ := netip.ParsePrefix(a.word)
-			ip, _ := netip.ParseAddr(a.word)
-			expect(prefix.IsValid() && !prefix.Addr().Is4In6() || ip.IsValid() && ip.Zone() == "", a, "an address or net like 10.0.0.0/8")
-			a.contains = func(other netip.Addr) bool { return prefix.Contains(other) || other == ip.Unmap() }
-		case "N":
-			n, err := strconv.ParseUint(a.word, 10, 32)
-			expect(err == nil && n > 0, a, "a whole number from 1 to 4294967295")
-			a.match = func(callID []byte) bool { return uint64(crc32.ChecksumIEEE(callID))%n == 0 }
-		}
-	}
-	return func(m *message, p parts) bool { // (all F…) is (not (any (not F)…))
-		return slices.ContainsFunc(list[len(kinds)-1:], func(a *node) bool { return test(m, p, a) }) != (name == "all")
-	}
+// compiler has what is known of a filter while it is read.
+type compiler struct {
+	source   string
+	tokens   [][]int // begin and end of each token that isn't read yet
+	problems []error
 }
 
-// edits is how many bytes must be left out, added or replaced to make a into the first word of b, without regard to case
-// in a; where that is more than most, it may be too high.
-func edits(a, b string, most int) int {
-	b, _, _ = strings.Cut(b, " ")
-	if a == "" || b == "" || most == 0 {
-		return max(len(a), len(b))
+// node is a part of a filter as it is written: a word, a string, or a list.
+type node struct {
+	at   int    // offset of its first byte in the source
+	text string // of a list only the parenthesis
+	list []node // what is between the parentheses
+}
+
+var (
+	// tokens matches a parenthesis, a string, a comment as other languages have them, or a word.
+	tokens   = regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[;#][^\n]*|[^ \t\r\n()"]+`)
+	unclosed = regexp.MustCompile(`^"(\\"|[^"])*$`)
+	comment  = regexp.MustCompile(`^[;#]`)
+	operator = regexp.MustCompile(`^[=!~<>&|]*[=<>&|][=!~<>&|]*$`) // no name consists of these
+)
+
+const order = "each form stands in parentheses, its name first, then its arguments"
+
+// read reads up to the parenthesis that closes open; at depth 0 nothing is open, and it reads all.
+// It ends at the first problem, after which it isn't clear what the rest means.
+func (c *compiler) read(open node, depth int) (list []node) {
+	for len(c.tokens) > 0 {
+		begin, end := c.tokens[0][0], c.tokens[0][1]
+		c.tokens = c.tokens[1:]
+		n := node{at: begin, text: c.source[begin:end]}
+		want := ""
+		switch {
+		case n.text == ")" && depth > 0:
+			return list
+		case n.text == ")":
+			want = "the end: nothing is open that this could close"
+		case n.text == "(" && depth == maxDepth:
+			want = fmt.Sprintf("at most %d parentheses inside each other", maxDepth)
+		case n.text == "(":
+			n.list = c.read(n, depth+1)
+		case unclosed.MatchString(n.text):
+			want = `what closes it: a " without a backslash`
+		case comment.MatchString(n.text):
+			want = "no comment: a filter has none"
+		case operator.MatchString(n.text):
+			want = "no operator: " + order
+		}
+		if want != "" {
+			c.fail(n.at, n.text, want)
+			c.tokens = nil
+		}
+		list = append(list, n)
 	}
-	if a[0]|0x20 == b[0] { // 0x20: in lower case
-		return edits(a[1:], b[1:], most)
+	if depth > 0 && len(c.problems) == 0 {
+		c.fail(open.at, open.text, "what closes it: a )")
 	}
-	return 1 + min(edits(a[1:], b, most-1), edits(a, b[1:], most-1), edits(a[1:], b[1:], most-1))
+	return list
+}
+
+// form compiles a form; a word is a form without arguments.
+func (c *compiler) form(n node) func(parts) bool {
+	name := n
+	var list []node
+	if len(n.list) > 0 {
+		name = n.list[0]
+		list = n.list[1:]
+	}
+	i := slices.IndexFunc(forms, named(name.text))
+	if i < 0 {
+		c.fail(name.at, name.text, hint(name.text))
+		return nil
+	}
+	f := forms[i]
+	usage, more := strings.CutSuffix(f.usage, " …")
+	wanted := strings.Fields(usage)[1:]
+	if len(list) < len(wanted) || len(list) > len(wanted) && !more {
+		c.fail(name.at, name.text, fmt.Sprintf("(%s): %s", f.usage, order))
+		return nil
+	}
+	arguments := c.arguments(list, wanted)
+	return func(p parts) bool { return f.selects(p, arguments) }
+}
+
+// named reports whether a form has a name.
+func named(name string) func(form) bool {
+	return func(f form) bool { return strings.HasPrefix(f.usage+" ", name+" ") }
+}
+
+// arguments compiles arguments of the wanted kinds, and more of the last one. A word that is wrong
+// is the last that it looks at: those behind it may have been meant as its arguments.
+func (c *compiler) arguments(list []node, wanted []string) (arguments []*argument) {
+	for i, n := range list {
+		a := &argument{}
+		kind := wanted[min(i, len(wanted)-1)]
+		problems := len(c.problems)
+		switch {
+		case kind == "F":
+			a.selects = c.form(n)
+		case kind == "RE":
+			a.matches = c.expression(n)
+		case !kinds[kind].read(unquote.Replace(n.text), a):
+			c.fail(n.at, n.text, kinds[kind].want)
+		}
+		if len(c.problems) > problems && len(n.list) == 0 {
+			return nil
+		}
+		arguments = append(arguments, a)
+	}
+	return arguments
+}
+
+// unquote makes a string what it stands for, and leaves a word as it is.
+var unquote = strings.NewReplacer(`\"`, `"`, `"`, ``)
+
+// expression compiles a RE. Its errors show the part of it that is wrong, and where that is if it
+// occurs once.
+func (c *compiler) expression(n node) func(text []byte) bool {
+	if n.text[0] != '"' {
+		c.fail(n.at, n.text, "a regular expression in double quotes")
+		return nil
+	}
+	re, err := regexp.Compile(unquote.Replace(n.text))
+	var wrong *syntax.Error
+	if errors.As(err, &wrong) {
+		part := strings.ReplaceAll(wrong.Expr, `"`, `\"`)
+		at := n.at
+		if strings.Count(n.text, part) == 1 {
+			at += strings.Index(n.text, part)
+		}
+		c.fail(at, part, "the syntax of RE2: "+wrong.Code.String())
+		return nil
+	}
+	return re.Match
+}
+
+// hint is what an error wants where a word is no form.
+func hint(word string) string {
+	bare := strings.ToLower(strings.Trim(word, `"`))
+	i := slices.IndexFunc(forms, named(bare))
+	if i >= 0 {
+		return fmt.Sprintf("(%s): forms are in lower case, without quotes", forms[i].usage)
+	}
+	for _, h := range hints {
+		if h.words.MatchString(bare) {
+			return strings.ReplaceAll(h.want, "WORD", bare)
+		}
+	}
+	want := "a form:"
+	for _, f := range forms {
+		name, _, _ := strings.Cut(f.usage, " ")
+		want += " " + name
+	}
+	return want
+}
+
+// hints has what may have been meant by a word that is no form: it becomes WORD.
+var hints = []struct {
+	words *regexp.Regexp
+	want  string
+}{
+	{regexp.MustCompile(`^and$`), "(all F …): true if all of the forms in it are"},
+	{regexp.MustCompile(`^or$`), "(any F …): true if any of the forms in it is"},
+	{regexp.MustCompile(`[=!~<>&|]`), "no operator: " + order},
+	{regexp.MustCompile(`^[1-6](xx|[0-9]{2})$`), "(status WORD)"},
+	{regexp.MustCompile(`^(udp|tcp|sctp|ws)$`), "(transport WORD)"},
+	{regexp.MustCompile(`^port$`), "a form: ports are a matter of BPF_FILTER"},
+	{regexp.MustCompile(`^(ack|bye|cancel|info|invite|notify|options|prack|publish|refer|` +
+		`register|subscribe|update)$`), "(method WORD)"},
+	// The IANA registry of SIP header fields, and others that are in use.
+	{regexp.MustCompile(`^([a-fi-or-vxy]|[px]-.+|accept(-contact|-encoding|-language)?|` +
+		`alert-info|allow(-events)?|answer-mode|authentication-info|authorization|call-(id|info)|` +
+		`contact|content-(disposition|encoding|id|language|length|type)|cseq|date|diversion|error-info|` +
+		`event|expires|feature-caps|flow-timer|geolocation(-error|-routing)?|history-info|` +
+		`identity(-info)?|in-reply-to|info-package|join|max-(breadth|forwards)|mime-version|` +
+		`min-(expires|se)|organization|path|priority|privacy|proxy-(authenticate|authorization|` +
+		`require)|rack|reason|record-route|recv-info|refer-(sub|to)|referred-by|reject-contact|` +
+		`remote-party-id|replaces|reply-to|request-disposition|require|resource-priority|` +
+		`retry-after|route|rseq|security-(client|server|verify)|server|service-route|` +
+		`session-(expires|id)|sip-(etag|if-match)|subject|subscription-state|supported|` +
+		`target-dialog|timestamp|unsupported|user-(agent|to-user)|via|warning|` +
+		`www-authenticate)$`), `(header "WORD" RE): it is a header, not a form`},
+}
+
+// fail adds a problem to the error: a text of the source, its offset, and what is wanted instead.
+func (c *compiler) fail(at int, text, want string) {
+	if len(c.problems) == maxProblems {
+		return
+	}
+	before := c.source[:at]
+	begin := strings.LastIndexByte(before, '\n') + 1
+	row := strings.Count(before, "\n") + 1
+	column := utf8.RuneCountInString(before[begin:]) + 1
+	line, _, _ := strings.Cut(c.source[begin:], "\n")
+	line = strings.NewReplacer("\t", " ", "\r", "").Replace(line)
+	c.problems = append(c.problems, fmt.Errorf("SIP_FILTER:%d:%d: %#q; want %s\n  %s\n%*s",
+		row, column, text, want, line, column+2, "^"))
 }

@@ -393,7 +393,7 @@ func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
 func (s *sensor) capture(source string, handle *pcap.Handle) error {
 	d := newDecoder(&s.counters, func(m *message) {
 		if s.filter(m) {
-			s.publisher.put(m.transport, envelope(m, version, s.IncludeAddresses))
+			s.publisher.put(m.transport, appendEnvelope(nil, m, version, s.IncludeAddresses))
 		} else {
 			s.rejected[m.transport].Add(1)
 		}
