@@ -96,14 +96,26 @@ func partsOf(m *message) parts {
 
 func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
 
-// trimLineEnds takes away what may come before a start line (RFC 3261 §7.5).
-func trimLineEnds(raw []byte) []byte { return bytes.TrimLeft(raw, "\r\n") }
+// trimLineEnds takes away the empty lines that may come before a start line (RFC 3261 §7.5).
+func trimLineEnds(raw []byte) []byte {
+	for len(raw) > 0 && isCRLF(rune(raw[0])) {
+		raw = raw[1:]
+	}
+	return raw
+}
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to
 // neither part. Where text has no line end, all of it is the line, and after is nil.
 func cutLine(text []byte) (line, after []byte) {
-	line, after, _ = bytes.Cut(text, []byte("\n"))
-	return bytes.TrimSuffix(line, []byte("\r")), after
+	line = text
+	if end := bytes.IndexByte(text, '\n'); end >= 0 {
+		line = text[:end]
+		after = text[end+1:]
+	}
+	if last := len(line) - 1; last >= 0 && line[last] == '\r' {
+		line = line[:last]
+	}
+	return line, after
 }
 
 // caseBit is the difference between an upper and a lower case letter in ASCII. With it, other
@@ -145,7 +157,12 @@ var longForms = [256]string{
 func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
 	_, rest := cutLine(trimLineEnds(raw))
 	var line, unfolded []byte
-	for {
+	for len(rest) > 0 {
+		first := rest[0] | caseBit
+		if first != name[0]|caseBit && longForms[first] != name && rest[0] > ' ' {
+			_, rest, _ = bytes.Cut(rest, []byte("\n")) // most fields, at a glance
+			continue
+		}
 		line, rest = cutLine(rest)
 		if len(line) == 0 {
 			return false, rest
@@ -167,6 +184,7 @@ func headers(raw []byte, name string, match func(value []byte) bool) (found bool
 			return true, nil
 		}
 	}
+	return false, nil
 }
 
 // isBlank reports whether a line begins with a blank: then it goes on with the field before it.
@@ -176,18 +194,20 @@ func isBlank(line []byte) bool {
 
 // fieldValue is the value in the first line of a header field, if the field has that name.
 func fieldValue(line []byte, name string) (value []byte, named bool) {
-	first := line[0] | caseBit
-	last := len(name) - 1
-	compact := longForms[first] == name
-	long := len(line) > last && first == name[0] && line[last]|caseBit == name[last]|caseBit
-	if !compact && !long {
-		return nil, false // most fields, at a glance
+	length := len(name)
+	compact := longForms[line[0]|caseBit] == name && len(line) > 1 && endsName(line[1])
+	if compact {
+		length = 1
 	}
-	field, value, colon := bytes.Cut(line, []byte(":"))
-	field = bytes.TrimRight(field, " \t")
-	named = equalFold(field, name) || compact && len(field) == 1
-	return bytes.TrimSpace(value), colon && named
+	if len(line) <= length || !endsName(line[length]) {
+		return nil, false // most fields that begin with the same letter
+	}
+	value, named = bytes.CutPrefix(bytes.TrimSpace(line[length:]), []byte(":"))
+	return bytes.TrimSpace(value), named && (compact || equalFold(line[:length], name))
 }
+
+// endsName reports whether c may follow the name of a header field.
+func endsName(c byte) bool { return c == ':' || c == ' ' || c == '\t' }
 
 // anyHeader reports whether match is true for the value of any header field with that name.
 func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
@@ -206,7 +226,7 @@ func firstHeader(raw []byte, name string) (first []byte) {
 
 // body is what follows the first empty line.
 func body(raw []byte) []byte {
-	_, after := headers(raw, " ", nil) // no header has this name
+	_, after := headers(raw, "\n", nil) // no header has this name
 	return after
 }
 
@@ -214,6 +234,9 @@ func body(raw []byte) []byte {
 // that name behind the URI. What is in a quoted string or between < and > is none, nor is what
 // comes before <. A string or URI that isn't closed goes on to the end.
 func hasTag(value []byte) bool {
+	if bytes.IndexByte(value, ';') < 0 {
+		return false // as most requests outside of a dialog
+	}
 	tagged := false
 	var end byte // of the string or URI that the loop is in
 	for i := 0; i < len(value); i++ {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -340,7 +341,8 @@ func (c *compiler) expression(n node) func(text []byte) bool {
 		c.fail(n.at, n.text, "a regular expression in double quotes")
 		return nil
 	}
-	re, err := regexp.Compile(unquote.Replace(n.text))
+	source := unquote.Replace(n.text)
+	re, err := regexp.Compile(source)
 	var wrong *syntax.Error
 	if errors.As(err, &wrong) {
 		part := strings.ReplaceAll(wrong.Expr, `"`, `\"`)
@@ -351,7 +353,40 @@ func (c *compiler) expression(n node) func(text []byte) bool {
 		c.fail(at, part, "the syntax of RE2: "+wrong.Code.String())
 		return nil
 	}
-	return re.Match
+	tree, _ := syntax.Parse(source, syntax.Perl) // as regexp.Compile does it
+	required := literals(tree)
+	return func(text []byte) bool {
+		occurs := func(literal []byte) bool { return bytes.Contains(text, literal) }
+		return (required == nil || slices.ContainsFunc(required, occurs)) && re.Match(text)
+	}
+}
+
+// literals are texts of which each match has at least one; nil if that can't be told. Without a
+// look for them, an expression that doesn't begin with a literal takes 2 ms for 60 KB.
+func literals(re *syntax.Regexp) (texts [][]byte) {
+	switch re.Op {
+	case syntax.OpLiteral:
+		text := string(re.Rune)
+		exact := re.Flags&syntax.FoldCase == 0 && !strings.ContainsRune(text, utf8.RuneError)
+		if exact {
+			return [][]byte{[]byte(text)}
+		}
+	case syntax.OpCapture, syntax.OpPlus:
+		return literals(re.Sub[0])
+	case syntax.OpConcat:
+		for i := 0; i < len(re.Sub) && texts == nil; i++ {
+			texts = literals(re.Sub[i])
+		}
+	case syntax.OpAlternate:
+		for _, alternative := range re.Sub {
+			found := literals(alternative)
+			if found == nil {
+				return nil
+			}
+			texts = append(texts, found...)
+		}
+	}
+	return texts
 }
 
 // hint is what an error wants where a word is no form.

@@ -679,15 +679,15 @@ func TestFilter(t *testing.T) {
 
 // What an error says after the part of the filter that is wrong.
 const (
-	nameRule  = "; want a name of letters, digits and -.!%*_+`'~"
-	codeRule  = "; want a code (100 to 699), a class (4xx) or a range (400-499)"
-	netRule   = "; want an address or net like 10.0.0.0/8"
-	countRule = "; want a whole number from 1 to 4294967295"
-	quoteRule = "; want a regular expression in double quotes"
-	closeRule = `; want what closes it: a ), or a " without a backslash`
-	endRule   = "; want the end of the filter: several forms go into (all …) or (any …)"
+	nameRule   = "; want a name of letters, digits and -.!%*_+`'~"
+	codeRule   = "; want a code (100 to 699), a class (4xx) or a range (400-499)"
+	netRule    = "; want an address or net like 10.0.0.0/8"
+	countRule  = "; want a whole number from 1 to 4294967295"
+	quoteRule  = "; want a regular expression in double quotes"
+	closeRule  = `; want what closes it: a ), or a " without a backslash`
+	endRule    = "; want the end of the filter: several forms go into (all …) or (any …)"
 	syntaxRule = "; want the syntax of RE2: error parsing regexp: "
-	wsRule    = "; want one of udp, tcp, sctp, ws: the nearest is "
+	wsRule     = "; want one of udp, tcp, sctp, ws: the nearest is "
 )
 
 // nearest is the rest of the error of what is no form, or one with too many or too few arguments.
