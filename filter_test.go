@@ -1679,58 +1679,322 @@ func BenchmarkFilterLinear(b *testing.B) {
 	}
 }
 
-// The examples of the README, in their order, with the samples that each selects.
+// wholeCall is all that is seen of a call, or of another transaction.
+type wholeCall struct {
+	name      string
+	transport transport
+	src       string // who sends its requests
+	dst       string
+	uri       string
+	from      string
+	// messages has a method, or a code and its method, each with flags after a plus sign: the number of CSeq, t for
+	// a tag in To, a for an answer to a challenge, d for a diversion, u for a User-Agent, v for an offer of video.
+	messages string
+}
+
+var wholeCalls = []wholeCall{
+	{
+		name:      "challenged",
+		transport: udp,
+		src:       "192.0.2.10",
+		dst:       "198.51.100.2",
+		uri:       "sip:bob@biloxi.example.com",
+		from:      `"Alice" <sip:alice@atlanta.example.com>`,
+		messages: "INVITE+1 407-INVITE+1t ACK+1t INVITE+2a INVITE+2a 100-INVITE+2 180-INVITE+2t 200-INVITE+2t ACK+2t " +
+			"INVITE+3tv 200-INVITE+3t ACK+3t BYE+4t 200-BYE+4t",
+	},
+	{
+		name:      "cancelled",
+		transport: ws,
+		src:       "192.0.2.10",
+		dst:       "192.0.2.1",
+		uri:       "urn:service:sos",
+		from:      `"Alice" <sip:alice@atlanta.example.com>`,
+		messages:  "INVITE+1 100-INVITE+1 180-INVITE+1t CANCEL+1 200-CANCEL+1t 487-INVITE+1t ACK+1t",
+	},
+	{
+		name:      "busy",
+		transport: tcp,
+		src:       "192.0.2.10",
+		dst:       "198.51.100.2",
+		uri:       "sip:+19005550199@example.net",
+		from:      `<sip:carol@atlanta.example.com>`,
+		messages:  "INVITE+1d 100-INVITE+1 486-INVITE+1t ACK+1t",
+	},
+	{
+		name:      "registration",
+		transport: tcp,
+		src:       "203.0.113.9",
+		dst:       "198.51.100.2",
+		uri:       "sip:registrar.example.com",
+		from:      `<sip:100@example.com>`,
+		messages:  "REGISTER+1 401-REGISTER+1t REGISTER+2a 200-REGISTER+2t",
+	},
+	{
+		name:      "scan1",
+		transport: udp,
+		src:       "203.0.113.66",
+		dst:       "198.51.100.2",
+		uri:       "sip:100@198.51.100.2",
+		from:      `"sipvicious" <sip:100@1.1.1.1>`,
+		messages:  "OPTIONS+1u 200-OPTIONS+1t",
+	},
+	{
+		name:      "scan2",
+		transport: udp,
+		src:       "203.0.113.66",
+		dst:       "192.0.2.1",
+		uri:       "sip:100@192.0.2.1",
+		from:      `"sipvicious" <sip:100@1.1.1.1>`,
+		messages:  "OPTIONS+1u 200-OPTIONS+1t",
+	},
+}
+
+// message is one of the messages of a call, whose Call-ID is name@example.com.
+func (c wholeCall) message(t *testing.T, text string) *message {
+	t.Helper()
+	start, flags, _ := strings.Cut(text, "+")
+	has := func(flag string) bool { return strings.Contains(flags, flag) }
+	code, method, isResponse := strings.Cut(start, "-")
+	src, dst := c.src, c.dst
+	first := "SIP/2.0 " + code + " Reason"
+	if isResponse {
+		src, dst = dst, src
+	} else {
+		method = code
+		first = method + " " + c.uri + " SIP/2.0"
+	}
+	raw := first + "\r\n" +
+		"Via: SIP/2.0/UDP " + c.src + ";branch=z9hG4bK" + flags[:1] + "\r\n" +
+		"From: " + c.from + ";tag=f\r\n" +
+		"To: <" + c.uri + ">" + map[bool]string{true: ";tag=t"}[has("t")] + "\r\n" +
+		"Call-ID: " + c.name + "@example.com\r\n" +
+		"CSeq: " + flags[:1] + " " + method + "\r\n"
+	for flag, line := range map[string]string{
+		"a": "Proxy-Authorization: Digest username=\"x\"\r\n",
+		"d": "Diversion: <sip:dave@example.net>;reason=no-answer\r\n",
+		"u": "User-Agent: friendly-scanner\r\n",
+		"v": "Content-Type: application/sdp\r\n",
+	} {
+		if has(flag) {
+			raw += line
+		}
+	}
+	raw += "\r\n"
+	if has("v") {
+		raw += "v=0\r\nm=audio 49170 RTP/AVP 0\r\nm=video 51372 RTP/AVP 31\r\n"
+	}
+	return &message{
+		time:      time.Unix(1700000000, 0),
+		transport: c.transport,
+		src:       netip.AddrPortFrom(netip.MustParseAddr(src), 5060),
+		dst:       netip.AddrPortFrom(netip.MustParseAddr(dst), 5060),
+		raw:       []byte(raw),
+	}
+}
+
+// selectedOf has what a filter selects of some calls, such as "busy: INVITE+1d; scan1: OPTIONS+1u".
+func selectedOf(t *testing.T, source string) (of string, count int) {
+	t.Helper()
+	filter, err := compileFilter(source)
+	if err != nil {
+		t.Fatalf("filter %s:\n%v", source, err)
+	}
+	var list []string
+	for _, c := range wholeCalls {
+		names := ""
+		for _, text := range strings.Fields(c.messages) {
+			if filter(c.message(t, text)) {
+				names += " " + text
+				count++
+			}
+		}
+		if names != "" {
+			list = append(list, c.name+":"+names)
+		}
+	}
+	return strings.Join(list, "; "), count
+}
+
+// whole has all messages of calls, as selectedOf has them.
+func whole(names string) string {
+	var list []string
+	for _, c := range wholeCalls {
+		if slices.Contains(strings.Fields(names), c.name) {
+			list = append(list, c.name+": "+c.messages)
+		}
+	}
+	return strings.Join(list, "; ")
+}
+
+// jobs are the filters that the README shows: what each selects of the samples, and of the calls.
+var jobs = []struct {
+	filter  string
+	samples string
+	calls   string
+}{
+	{
+		filter:  `(all (method invite) initial)`,
+		samples: newInvites,
+		calls:   "challenged: INVITE+1 INVITE+2a INVITE+2a; cancelled: INVITE+1; busy: INVITE+1d",
+	},
+	{
+		filter:  `(all (method invite) initial (not (header "user-agent" "sipvicious|monitor")))`,
+		samples: newInvites,
+		calls:   "challenged: INVITE+1 INVITE+2a INVITE+2a; cancelled: INVITE+1; busy: INVITE+1d",
+	},
+	{
+		filter:  `(all (method invite) initial (not (hasheader proxy-authorization authorization)))`,
+		samples: newInvites,
+		calls:   "challenged: INVITE+1; cancelled: INVITE+1; busy: INVITE+1d",
+	},
+	{
+		filter:  `(method invite ack bye cancel prack update)`,
+		samples: inviteMethod + " ack bye byeok cancel toless",
+		calls:   whole("challenged cancelled busy"),
+	},
+	{
+		filter:  `(all (method invite) (status 400-699) (not (status 401 407 487)))`,
+		samples: "busy decline",
+		calls:   "busy: 486-INVITE+1t",
+	},
+	{
+		filter:  `(all (method invite) (status 4xx 5xx 6xx))`,
+		samples: "busy decline",
+		calls:   "challenged: 407-INVITE+1t; cancelled: 487-INVITE+1t; busy: 486-INVITE+1t",
+	},
+	{
+		filter:  `(all request (method register) (not (src 10.0.0.0/8)))`,
+		samples: "outsider",
+		calls:   "registration: REGISTER+1 REGISTER+2a",
+	},
+	{
+		filter:  `(all (method register) (status 401 403 407))`,
+		samples: "challenge",
+		calls:   "registration: 401-REGISTER+1t",
+	},
+	{
+		filter:  `(all (method invite) initial (uri "^(sip:|tel:)\+1900"))`,
+		samples: "premium",
+		calls:   "busy: INVITE+1d",
+	},
+	{
+		filter:  `(not (method options))`,
+		samples: without(everything, ping),
+		calls:   whole("challenged cancelled busy registration"),
+	},
+	{
+		filter:  `(sample 100)`,
+		samples: divisible(100),
+		calls:   "", // by zlib
+	},
+	{
+		filter:  `(any (status 400-699) (sample 3))`,
+		samples: inOrderOnce("busy decline challenge " + divisible(3)),
+		calls: "challenged: 407-INVITE+1t; cancelled: 487-INVITE+1t; " + whole("busy") + // by zlib
+			"; registration: 401-REGISTER+1t",
+	},
+	{
+		filter:  `(header "user-agent" "(?i)friendly-scanner|sipvicious|sipcli|pplsip")`,
+		samples: "scanner",
+		calls:   "scan1: OPTIONS+1u; scan2: OPTIONS+1u",
+	},
+	{
+		filter:  `(header "user-agent" "friendly-scanner|sipvicious|sipcli|pplsip")`,
+		samples: "scanner",
+		calls:   "scan1: OPTIONS+1u; scan2: OPTIONS+1u",
+	},
+	{
+		filter:  `(all (method invite) initial (hasheader "diversion" "history-info"))`,
+		samples: "diverted",
+		calls:   "busy: INVITE+1d",
+	},
+	{
+		filter:  `(all (header "content-type" "(?i)^(application/sdp|multipart/)") (body "(?m)^m=video [1-9]"))`,
+		samples: "reinvite",
+		calls:   "challenged: INVITE+3tv",
+	},
+	{
+		filter:  `(all (method invite) initial (uri "(?i)^(urn:service:sos|(sip:|tel:)(112|911)(@|;|$))"))`,
+		samples: "emergency",
+		calls:   "cancelled: INVITE+1",
+	},
+	{
+		filter:  `(from "^\"Alice\" <sip:alice@atlanta\.example\.com>")`,
+		samples: "invite trying ringing ok ack reinvite",
+		calls:   whole("challenged cancelled"),
+	},
+	{
+		filter:  `(all (transport tcp ws) (src 192.0.2.0/24 203.0.113.0/24) (not (dst 192.0.2.1)))`,
+		samples: "blank extension multipart",
+		calls: "cancelled: 100-INVITE+1 180-INVITE+1t 200-CANCEL+1t 487-INVITE+1t; " +
+			"busy: INVITE+1d ACK+1t; registration: REGISTER+1 REGISTER+2a",
+	},
+}
+
+func TestFilterJobs(t *testing.T) {
+	for _, job := range jobs {
+		if got, want := selected(t, job.filter), inOrder(job.samples); got != want {
+			t.Errorf("%s\n got %s\nwant %s", job.filter, got, want)
+		}
+		if got, _ := selectedOf(t, job.filter); got != job.calls {
+			t.Errorf("%s\n got %s\nwant %s", job.filter, got, job.calls)
+		}
+	}
+}
+
+// The README shows filters in blocks, or in a table with the number of messages that each selects of the calls:
+// each is one of the jobs. It has every form, and the text of an error.
 func TestFilterReadme(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, _ := strings.Cut(string(readme), "\n## The filter language\n")
-	if strings.HasPrefix(string(readme), "## The filter language\n") {
-		section = string(readme)
-	}
+	_, section, _ := strings.Cut("\n"+string(readme), "\n## The filter language\n")
 	section, _, _ = strings.Cut(section, "\n## ")
-	var examples []string
+	examples := map[string]string{} // and their numbers
 	for _, block := range regexp.MustCompile("(?ms)^```lisp\n(.*?)^```").FindAllStringSubmatch(section, -1) {
-		examples = append(examples, strings.TrimSpace(block[1]))
+		examples[strings.Join(strings.Fields(block[1]), " ")] = ""
 	}
-	want := []struct{ about, selects string }{
-		{"monitor", newInvites},
-		{"new calls", newInvites},
-		{"dialogs", inviteMethod + " ack bye byeok cancel toless"},
-		{"failed calls", "busy decline"},
-		{"registrations from outside", "outsider"},
-		{"refused registrations", "challenge"},
-		{"premium numbers", "premium"},
-		{"no pings", without(everything, ping)},
-		{"one call in a hundred", divisible(100)},
-		{"failures and a sample", inOrderOnce("busy decline challenge " + divisible(3))},
-		{"scanners", "scanner"},
-		{"diverted calls", "diverted"},
-		{"video", "reinvite"},
-		{"emergency calls", "emergency"},
-		{"one caller", "invite trying ringing ok ack reinvite"},
-		{"one site", "blank extension multipart"},
+	counted := regexp.MustCompile("(?m)^\\| `(.*)` \\| .* \\| (\\d+) \\|$")
+	for _, row := range counted.FindAllStringSubmatch(section, -1) {
+		examples[strings.ReplaceAll(row[1], `\|`, "|")] = row[2]
 	}
-	if len(examples) != len(want) {
-		t.Fatalf("%d examples in the README, but %d here", len(examples), len(want))
+	if len(examples) < 15 {
+		t.Errorf("%d examples", len(examples))
 	}
-	for i, row := range want {
-		if got, want := selected(t, examples[i]), inOrder(row.selects); got != want {
-			t.Errorf("%s: %s\n got %s\nwant %s", row.about, examples[i], got, want)
+	for example, number := range examples {
+		isJob := false
+		for _, job := range jobs {
+			isJob = isJob || job.filter == example
+		}
+		if !isJob {
+			t.Errorf("%s isn't tested", example)
+		}
+		if _, count := selectedOf(t, example); number != "" && number != strconv.Itoa(count) {
+			t.Errorf("%s selects %d messages, not %s", example, count, number)
 		}
 	}
+	all := 0
+	for _, c := range wholeCalls {
+		all += len(strings.Fields(c.messages))
+	}
+	for _, of := range regexp.MustCompile(`\bof (\d+)\b`).FindAllStringSubmatch(section, -1) {
+		if of[1] != strconv.Itoa(all) {
+			t.Errorf("the calls have %d messages, not %s", all, of[1])
+		}
+	}
+
 	_, example, _ := strings.Cut(section, "```text\n")
 	example, _, _ = strings.Cut(example, "\n```")
-	source := strings.TrimSpace(strings.Split(example, "\n")[1])
+	source := strings.TrimSpace(strings.Split(example+"\n", "\n")[1])
 	if _, err := compileFilter(source); err == nil || err.Error() != example {
 		t.Errorf("the README's error is\n%s\nbut it would be\n%v", example, err)
 	}
-	for _, f := range forms { // each form is in the table
-		usage := f.usage
-		form := strings.Fields(usage)[0]
-		if name := regexp.MustCompile("`\\(?" + form + "[ `]"); !name.MatchString(section) {
-			t.Errorf("the form (%s) isn't in the README", usage)
+	for _, f := range forms {
+		name, _, _ := strings.Cut(f.usage, " ")
+		if !regexp.MustCompile("`\\(?" + name + "[ `]").MatchString(section) {
+			t.Errorf("the form (%s) isn't in the README", f.usage)
 		}
 	}
 }
