@@ -159,7 +159,7 @@ func headers(raw []byte, name string, match func(value []byte) bool) (found bool
 	var line, unfolded []byte
 	for len(rest) > 0 {
 		first := rest[0] | caseBit
-		if first != name[0]|caseBit && longForms[first] != name && rest[0] > ' ' {
+		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(rest[0])) {
 			_, rest, _ = bytes.Cut(rest, []byte("\n")) // most fields, at a glance
 			continue
 		}
