@@ -151,7 +151,7 @@ var kinds = map[string]struct {
 		},
 	},
 	"TRANSPORT": {
-		want: "udp, tcp, sctp or ws: TLS can't be read, but in HEP from a server (as tcp)",
+		want: "udp, tcp, sctp or ws: TLS can't be read, unless a server sends it as HEP (as tcp)",
 		read: func(word string, a *argument) bool {
 			i := slices.Index(transportNames[:], strings.ToLower(word))
 			a.transport = transport(i)
@@ -425,9 +425,9 @@ var hints = []struct {
 	// The IANA registry of SIP header fields, and others that are in use.
 	{regexp.MustCompile(`^([a-fi-or-vxy]|[px]-.+|accept(-contact|-encoding|-language)?|` +
 		`alert-info|allow(-events)?|answer-mode|authentication-info|authorization|call-(id|info)|` +
-		`contact|content-(disposition|encoding|id|language|length|type)|cseq|date|diversion|error-info|` +
-		`event|expires|feature-caps|flow-timer|geolocation(-error|-routing)?|history-info|` +
-		`identity(-info)?|in-reply-to|info-package|join|max-(breadth|forwards)|mime-version|` +
+		`contact|content-(disposition|encoding|id|language|length|type)|cseq|date|diversion|` +
+		`error-info|event|expires|feature-caps|flow-timer|geolocation(-error|-routing)?|` +
+		`history-info|identity(-info)?|in-reply-to|info-package|join|max-(breadth|forwards)|mime-version|` +
 		`min-(expires|se)|organization|path|priority|privacy|proxy-(authenticate|authorization|` +
 		`require)|rack|reason|record-route|recv-info|refer-(sub|to)|referred-by|reject-contact|` +
 		`remote-party-id|replaces|reply-to|request-disposition|require|resource-priority|` +

@@ -851,7 +851,7 @@ const (
 	nameRule  = "; want a name of letters, digits and -.!%*_+`'~"
 	codeRule  = "; want a code (100 to 699), a class (4xx) or a range (400-499)"
 	netRule   = "; want an address or a net, like 10.0.0.0/8: src and dst have no port"
-	wordRule  = "; want udp, tcp, sctp or ws: TLS can't be read, but in HEP from a server (as tcp)"
+	wordRule  = "; want udp, tcp, sctp or ws: TLS can't be read, unless a server sends it as HEP (as tcp)"
 	countRule = "; want a whole number from 1 to 4294967295"
 	quoteRule = "; want a regular expression in double quotes"
 	listRule  = "; want what closes it: a )"
@@ -1133,6 +1133,38 @@ func TestFilterLimits(t *testing.T) {
 		source := strings.Repeat(part, 65536/len(part))
 		if _, err := compileFilter(source); err == nil {
 			t.Errorf("filter %.40s…: no error", source)
+		}
+	}
+}
+
+// An IPv4 address inside an IPv6 address is the IPv4 address, in a message and in a filter, on both sides.
+func TestFilterMappedAddresses(t *testing.T) {
+	for _, prefix := range []string{"", "::ffff:"} {
+		m := &message{
+			src: netip.AddrPortFrom(netip.MustParseAddr(prefix+"192.0.2.1"), 5060),
+			dst: netip.AddrPortFrom(netip.MustParseAddr(prefix+"198.51.100.2"), 5061),
+			raw: []byte("ACK sip:a@b SIP/2.0\r\n\r\n"),
+		}
+		for source, selects := range map[string]bool{
+			`(src 192.0.2.1)`:                   true,
+			`(src ::ffff:192.0.2.1)`:            true,
+			`(src 192.0.2.0/24)`:                true,
+			`(src 198.51.100.2)`:                false,
+			`(src ::/0)`:                        false,
+			`(dst 198.51.100.2)`:                true,
+			`(dst ::ffff:198.51.100.2)`:         true,
+			`(dst 198.51.100.0/24)`:             true,
+			`(dst 192.0.2.1 198.51.100.2/32)`:   true,
+			`(dst 192.0.2.1 198.51.100.128/25)`: false,
+			`(dst ::/0)`:                        false,
+		} {
+			filter, err := compileFilter(source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if filter(m) != selects {
+				t.Errorf("%s from %v to %v: want %v", source, m.src, m.dst, selects)
+			}
 		}
 	}
 }

@@ -103,7 +103,7 @@ func sips(envelopes []envelope) (messages [][]byte) {
 
 // The keys in their order, and nothing else.
 var envelopeForm = regexp.MustCompile(`^\{"id":"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",` +
-	`"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z","version":"` + regexp.QuoteMeta(version) + `",` +
+	`"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z","index":\d+,"version":"` + regexp.QuoteMeta(version) + `",` +
 	`"signature":"[0-9a-f]{64}",("transport":"(udp|tcp|sctp|ws)","src":"[0-9a-f.:\[\]]+","dst":"[0-9a-f.:\[\]]+",)?"sip":"[A-Za-z0-9+/]+=*"\}$`)
 
 // checkEnvelopes asserts every promise that is made of an envelope, for messages captured since a time, and decodes them.

@@ -461,6 +461,7 @@ func metrics(t *testing.T, address string) map[string]float64 {
 type envelope struct {
 	ID        string    `json:"id"`
 	Time      time.Time `json:"time"`
+	Index     int       `json:"index"`
 	Version   string    `json:"version"`
 	Signature string    `json:"signature"`
 	Transport string    `json:"transport"`
