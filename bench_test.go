@@ -377,7 +377,7 @@ func pahoHelper(args []string) error {
 		return err
 	}
 	var payloads [][]byte
-	d := newDecoder(&counters{}, func(m *message) { payloads = append(payloads, envelope(m, `"v1.2.3"`, false)) })
+	d := newDecoder(&counters{}, func(m *message) { payloads = append(payloads, appendEnvelope(nil, m, `"v1.2.3"`, false)) })
 	handle, err := pcap.OpenOffline(path)
 	for err == nil && len(payloads) < benchWarm {
 		data, info, failed := handle.ZeroCopyReadPacketData()
@@ -829,7 +829,7 @@ func BenchmarkTarget3Envelope(b *testing.B) {
 			discarded = base64.StdEncoding.AppendEncode(append(make([]byte, 0, 4*len(raw)/3+400), signature[:]...), raw)
 		}
 		floor = append(floor, (cpuHere()-begin).Seconds()*1e6/float64(count))
-		cpu, n := decode(b, "", func(m *message) { discarded = envelope(m, `"v1.2.3"`, false) }, frames, count)
+		cpu, n := decode(b, "", func(m *message) { discarded = appendEnvelope(nil, m, `"v1.2.3"`, false) }, frames, count)
 		figure, allocations = append(figure, cpu), append(allocations, n)
 	}
 	r := benchRow{target: 3, what: "450 bytes decoded, selected, enveloped, discarded: CPU a message; floor: SHA-256 and base64", limit: "≤ 2.5 µs"}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -25,14 +26,14 @@ type message struct {
 	raw       []byte // the bytes of the wire; valid only during the call that hands the message over
 }
 
-// envelope wraps a message for the broker: one JSON object in one line, its keys always in the same order. Nothing in it is taken out of
+// appendEnvelope wraps a message for the broker: one JSON object in one line, its keys always in the same order. Nothing in it is taken out of
 // the message, which is in it as it was.
 //
 // id is a UUID of version 8 (RFC 9562 §5.8) of all that tells this message from any other that was ever captured: the same capture always
 // has the same id. signature is the same wherever and whenever the same bytes are seen.
-func envelope(m *message, version string, addresses bool) []byte {
+func appendEnvelope(b []byte, m *message, version string, addresses bool) []byte {
 	signature, at := sha256.Sum256(m.raw), m.time.UTC().Format("2006-01-02T15:04:05.000000000Z")
-	b := append(make([]byte, 0, 512+4*len(version)+base64.StdEncoding.EncodedLen(len(m.raw))), `{"id":"`...)
+	b = append(slices.Grow(b, 512+4*len(version)+base64.StdEncoding.EncodedLen(len(m.raw))), `{"id":"`...)
 	identity := m.src.AppendTo(append(append(b, signature[:]...), at...))
 	identity = m.dst.AppendTo(append(identity, byte(m.transport), byte(m.index>>8), byte(m.index)))
 	id := sha256.Sum256(identity[len(b):])

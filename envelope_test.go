@@ -23,12 +23,12 @@ const sampleInvite = "INVITE sip:bob@example.org SIP/2.0\r\nVia: SIP/2.0/UDP 192
 
 // wrap is the one place that knows how the envelope is called.
 func wrap(m message, version string, addresses bool) string {
-	return string(envelope(&m, version, addresses))
+	return string(appendEnvelope(nil, &m, version, addresses))
 }
 
 // wrapper is wrap for what allocations are counted of.
 func wrapper(m *message, version string, addresses bool) func() []byte {
-	return func() []byte { return envelope(m, version, addresses) }
+	return func() []byte { return appendEnvelope(nil, m, version, addresses) }
 }
 
 // sampleMessage was captured on 2026-11-22 at 21:34 UTC.

@@ -43,8 +43,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -116,6 +114,8 @@ func run(args []string) error {
 
 // config is the environment: PcapFile is PCAP_FILE, and so on.
 type config struct {
+	ALPN                                                                      []string `env:"ALPN"`
+	MaxRate                                                                   int      `env:"MAX_RATE"`
 	Interface, Broker                                                         []string
 	PcapFile, BPFFilter, SIPFilter, Topic, ClientID, StatusTopic, MetricsAddr string
 	Username, Password, PasswordFile, CAFile, CertFile, KeyFile               string
@@ -124,8 +124,8 @@ type config struct {
 	StatsInterval                                                             time.Duration
 	LogLevel                                                                  slog.Level
 
-	brokers []*url.URL
-	filter  func(*message) bool
+	delivery *delivery
+	filter   func(*message) bool
 }
 
 // configure reads the environment. The error has every problem in it, a line each.
@@ -140,9 +140,6 @@ func configure() (*config, error) {
 		failed := func(err error) bool { return strings.EqualFold(err.(env.ParseError).Name, name) }
 		isText := len(value) < 65536 && !strings.ContainsFunc(strings.ToValidUTF8(value, "\n"), unicode.IsControl)
 		if !ok || !isText || slices.ContainsFunc(unparsed.Errors, failed) {
-			if variable == "BROKER" {
-				value = value[strings.LastIndex(value, "@")+1:] // what is before may be credentials
-			}
 			problems = append(problems, fmt.Errorf("%s: %q; want %s", variable, value, fmt.Sprint(want...)))
 		}
 	}
@@ -160,27 +157,26 @@ func configure() (*config, error) {
 	check(c.StatsInterval >= 0, "STATS_INTERVAL", "a duration from 0, such as 30s or 5m")
 	check(true, "LOG_LEVEL", "debug, info, warn or error")
 
-	// Without a port a broker's URL gets the usual one. Credentials in it would end up in logs: they are refused.
-	ports := map[string]string{"tcp": "1883", "mqtt": "1883", "ssl": "8883", "tls": "8883", "mqtts": "8883", "ws": "80", "wss": "443"}
-	good := !strings.Contains(fmt.Sprint(c.Broker), "@")
+	c.delivery = &delivery{topic: c.Topic, statusTopic: c.StatusTopic, clientID: c.ClientID, username: c.Username,
+		password: c.Password, passwordFile: c.PasswordFile, caFile: c.CAFile, certFile: c.CertFile, keyFile: c.KeyFile,
+		alpn: c.ALPN, maxRate: c.MaxRate, queueBytes: c.QueueMB << 20}
+	check(c.MaxRate >= 0 && c.MaxRate <= 100000, "MAX_RATE", "a whole number from 0 to 100000")
 	for _, text := range c.Broker {
-		broker, _ := url.Parse(strings.TrimSpace(text))
-		broker = cmp.Or(broker, &url.URL{})
-		port, _ := net.LookupPort("tcp", cmp.Or(broker.Port(), ports[broker.Scheme])) // 0 is no port
-		path := strings.Trim(broker.RequestURI()+broker.Fragment, "/")
-		good = good && port > 0 && ports[broker.Scheme] != "" && broker.Hostname() != "" && (path == "" || broker.Scheme[0] == 'w')
-		broker.Host = net.JoinHostPort(broker.Hostname(), fmt.Sprint(port))
-		c.brokers = append(c.brokers, broker)
+		broker, err := parseBroker(text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("BROKER: %w", err))
+		}
+		c.delivery.brokers = append(c.delivery.brokers, broker)
 	}
-	check(good, "BROKER", "URLs such as tcp://broker.example:1883, with tcp, mqtt, ssl, tls, mqtts, ws or wss; a user goes into USERNAME")
+	good := true
 
-	password, err := c.password()
+	password, err := c.delivery.readPassword()
 	good = err == nil && len(password) < 65536 && (c.PasswordFile == "" || password != "" && c.Password == "")
 	err = cmp.Or(err, errors.New("it is empty, too long, or both are set"))
 	check(good, "PASSWORD_FILE", "a file with a password of 1 to 65535 bytes, and no PASSWORD: ", err)
-	_, err = (&config{CAFile: c.CAFile}).tlsConfig(&url.URL{})
+	_, err = (&delivery{caFile: c.CAFile}).tlsConfig(&url.URL{})
 	check(err == nil, "CA_FILE", "certificates in PEM form: ", err)
-	_, err = (&config{CertFile: c.CertFile, KeyFile: c.KeyFile}).tlsConfig(&url.URL{})
+	_, err = (&delivery{certFile: c.CertFile, keyFile: c.KeyFile}).tlsConfig(&url.URL{})
 	check(err == nil, "CERT_FILE", "a certificate in PEM form, and its key in KEY_FILE: ", err)
 	check(err == nil, "KEY_FILE", "the key of the certificate in CERT_FILE, in PEM form: ", err)
 
@@ -220,36 +216,6 @@ func configure() (*config, error) {
 	return c, errors.Join(append(problems, err)...)
 }
 
-// password reads PASSWORD_FILE anew each time: a secret may be rotated.
-func (c *config) password() (string, error) {
-	if c.PasswordFile == "" {
-		return c.Password, nil
-	}
-	text, err := os.ReadFile(c.PasswordFile)
-	return strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r"), err
-}
-
-// tlsConfig reads the PEM files anew each time: certificates are renewed. Brokers are always verified. AWS IoT speaks MQTT with client
-// certificates on port 443 when ALPN asks for it.
-func (c *config) tlsConfig(broker *url.URL) (config *tls.Config, err error) {
-	config = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: broker.Hostname()}
-	if c.CAFile != "" {
-		text, err := os.ReadFile(c.CAFile)
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(text) {
-			return nil, cmp.Or(err, errors.New("no certificates in "+c.CAFile))
-		}
-	}
-	if c.CertFile+c.KeyFile != "" {
-		config.Certificates = make([]tls.Certificate, 1)
-		config.Certificates[0], err = tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if broker.Port() == "443" && broker.Scheme != "wss" {
-			config.NextProtos = []string{"x-amzn-mqtt-ca"}
-		}
-	}
-	return config, err
-}
-
 // sensor is the running program.
 type sensor struct {
 	counters
@@ -270,7 +236,7 @@ func sense(cfg *config) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: cfg.LogLevel})))
-	s := &sensor{config: cfg, publisher: newPublisher(cfg, slog.Default())}
+	s := &sensor{config: cfg, publisher: newPublisher(cfg.delivery, slog.Default())}
 	if err := s.serve(); err != nil {
 		return err
 	}
@@ -393,7 +359,10 @@ func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
 func (s *sensor) capture(source string, handle *pcap.Handle) error {
 	d := newDecoder(&s.counters, func(m *message) {
 		if s.filter(m) {
-			s.publisher.put(m.transport, envelope(m, version, s.IncludeAddresses))
+			if s.PcapFile != "" {
+				s.publisher.awaitRoom()
+			}
+			s.publisher.put(m.transport, appendEnvelope(s.publisher.buffer(), m, version, s.IncludeAddresses))
 		} else {
 			s.rejected[m.transport].Add(1)
 		}
