@@ -183,9 +183,10 @@ type publisher struct {
 	fewer    *sync.Cond    // less is on the way than before
 
 	// Only deliver uses these.
-	due     time.Time // with maxRate: when the next message may be sent
-	written time.Time // when a packet was written last
-	onTrial bool      // a broker hung up at a message, which is sent alone next
+	due      time.Time // with maxRate: when the next message may be sent
+	written  time.Time // when a packet was written last
+	caughtUp bool      // nothing waits for being sent
+	onTrial  bool      // a broker hung up at a message, which is sent alone next
 
 	mu           sync.Mutex // guards the fields below
 	queueStats              // all but messages, which stats fills in
@@ -252,7 +253,9 @@ func (p *publisher) put(t transport, envelope []byte) {
 	p.bytes += len(envelope)
 	p.queue = append(p.queue, queued{envelope: envelope})
 	p.makeRoom()
-	p.wakeDeliver()
+	if p.sent < p.limit {
+		p.wakeDeliver()
+	}
 }
 
 // makeRoom drops the oldest messages that were never sent, as long as there are too many; after
@@ -515,6 +518,9 @@ func (p *publisher) publishMessages(ctx context.Context, conn net.Conn) {
 			if _, err := conn.Write(out); err != nil {
 				return
 			}
+			if p.caughtUp {
+				time.Sleep(step) // so that what comes now is written together
+			}
 		}
 		select {
 		case <-p.wake:
@@ -544,6 +550,7 @@ func (p *publisher) nextPackets(out []byte) ([]byte, time.Duration) {
 		p.pace(now)
 		out = appendPublish(out, p.topic, m.id, m.envelope)
 	}
+	p.caughtUp = p.sent == len(p.queue)
 	if len(out) == 0 && now.Sub(p.written) >= pingAfter*second {
 		out = append(out, pingreqPacket...)
 	}

@@ -1177,34 +1177,130 @@ func TestEndWhileConnecting(t *testing.T) {
 // TestHostileBroker has a broker do what none may. All that comes of it is a new connection.
 func TestHostileBroker(t *testing.T) {
 	rows := []struct {
-		name, answer string // instead of CONNACK, or after it
-		log          string
+		name   string
+		answer string // instead of CONNACK, or after it
+		log    string
 	}{
-		{"garbage", "\xde\xad\xbe\xef\x00\x01\x02\x03", "dead"},
-		{"text", "HTTP/1.1 400 Bad Request\r\n\r\n", "4854"},
-		{"nothing", "", "EOF"},
-		{"half a CONNACK", "\x20\x02\x00", "EOF"},
-		{"CONNACK too long", "\x20\x03\x00\x00\x00", "2003"},
-		{"refused", "\x20\x02\x00\x05", "Connection Refused: Not Authorised (5)"},
-		{"unknown code", "\x20\x02\x00\x63", "(99)"},
-		{"PUBACK first", "\x40\x02\x00\x01", "4002"},
-		{"PUBACK for a status first", "\x40\x02\x00\x64", "4002"},
-		{"PINGRESP first", "\xd0\x00\xd0\x00", "d000"},
-		{"huge first", "\x20\xff\xff\xff\x7f", "20ff"},
-
-		{"second CONNACK", "\x20\x02\x00\x00\x20\x02\x00\x00", "2002"},
-		{"publish, QoS 0", "\x20\x02\x00\x00\x30\x06\x00\x03sipx", "3006"},
-		{"publish, QoS 1", "\x20\x02\x00\x00\x32\x08\x00\x03sip\x00\x01x", "3208"},
-		{"publish of 256 MB", "\x20\x02\x00\x00\x30\xff\xff\xff\x7f\x00\x03sip", "30ff"},
-		{"SUBACK", "\x20\x02\x00\x00\x90\x03\x00\x01\x00", "9003"},
-		{"PUBREC", "\x20\x02\x00\x00\x50\x02\x00\x01", "5002"},
-		{"PUBCOMP", "\x20\x02\x00\x00\x70\x02\x00\x01", "7002"},
-		{"DISCONNECT", "\x20\x02\x00\x00\xe0\x00\xe0\x00", "e000"},
-		{"PUBACK too long", "\x20\x02\x00\x00\x40\x04\x00\x01\x00\x00", "4004"},
-		{"PUBACK with flags", "\x20\x02\x00\x00\x42\x02\x00\x01", "4202"},
-		{"PINGRESP too long", "\x20\x02\x00\x00\xd0\x02\x00\x00", "d002"},
-		{"type 0", "\x20\x02\x00\x00\x00\x00\x00\x00", "0000"},
-		{"half a PUBACK", "\x20\x02\x00\x00\x40\x02\x00", "EOF"},
+		{
+			name:   "garbage",
+			answer: "\xde\xad\xbe\xef\x00\x01\x02\x03",
+			log:    "dead",
+		},
+		{
+			name:   "text",
+			answer: "HTTP/1.1 400 Bad Request\r\n\r\n",
+			log:    "4854",
+		},
+		{
+			name:   "nothing",
+			answer: "",
+			log:    "EOF",
+		},
+		{
+			name:   "half a CONNACK",
+			answer: "\x20\x02\x00",
+			log:    "EOF",
+		},
+		{
+			name:   "CONNACK too long",
+			answer: "\x20\x03\x00\x00\x00",
+			log:    "2003",
+		},
+		{
+			name:   "refused",
+			answer: "\x20\x02\x00\x05",
+			log:    "Connection Refused: Not Authorised (5)",
+		},
+		{
+			name:   "unknown code",
+			answer: "\x20\x02\x00\x63",
+			log:    "(99)",
+		},
+		{
+			name:   "PUBACK first",
+			answer: "\x40\x02\x00\x01",
+			log:    "4002",
+		},
+		{
+			name:   "PUBACK for a status first",
+			answer: "\x40\x02\x00\x64",
+			log:    "4002",
+		},
+		{
+			name:   "PINGRESP first",
+			answer: "\xd0\x00\xd0\x00",
+			log:    "d000",
+		},
+		{
+			name:   "huge first",
+			answer: "\x20\xff\xff\xff\x7f",
+			log:    "20ff",
+		},
+		{
+			name:   "second CONNACK",
+			answer: "\x20\x02\x00\x00\x20\x02\x00\x00",
+			log:    "2002",
+		},
+		{
+			name:   "publish, QoS 0",
+			answer: "\x20\x02\x00\x00\x30\x06\x00\x03sipx",
+			log:    "3006",
+		},
+		{
+			name:   "publish, QoS 1",
+			answer: "\x20\x02\x00\x00\x32\x08\x00\x03sip\x00\x01x",
+			log:    "3208",
+		},
+		{
+			name:   "publish of 256 MB",
+			answer: "\x20\x02\x00\x00\x30\xff\xff\xff\x7f\x00\x03sip",
+			log:    "30ff",
+		},
+		{
+			name:   "SUBACK",
+			answer: "\x20\x02\x00\x00\x90\x03\x00\x01\x00",
+			log:    "9003",
+		},
+		{
+			name:   "PUBREC",
+			answer: "\x20\x02\x00\x00\x50\x02\x00\x01",
+			log:    "5002",
+		},
+		{
+			name:   "PUBCOMP",
+			answer: "\x20\x02\x00\x00\x70\x02\x00\x01",
+			log:    "7002",
+		},
+		{
+			name:   "DISCONNECT",
+			answer: "\x20\x02\x00\x00\xe0\x00\xe0\x00",
+			log:    "e000",
+		},
+		{
+			name:   "PUBACK too long",
+			answer: "\x20\x02\x00\x00\x40\x04\x00\x01\x00\x00",
+			log:    "4004",
+		},
+		{
+			name:   "PUBACK with flags",
+			answer: "\x20\x02\x00\x00\x42\x02\x00\x01",
+			log:    "4202",
+		},
+		{
+			name:   "PINGRESP too long",
+			answer: "\x20\x02\x00\x00\xd0\x02\x00\x00",
+			log:    "d002",
+		},
+		{
+			name:   "type 0",
+			answer: "\x20\x02\x00\x00\x00\x00\x00\x00",
+			log:    "0000",
+		},
+		{
+			name:   "half a PUBACK",
+			answer: "\x20\x02\x00\x00\x40\x02\x00",
+			log:    "EOF",
+		},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
@@ -1288,8 +1384,10 @@ func TestPasswordIsReadAnew(t *testing.T) {
 			t.Errorf("%q is logged %d times, want once a minute: %s", reason, n, logs)
 		}
 	}
-	if n := strings.Count(logs, "level=ERROR"); n != 2 || !strings.Contains(logs, "check=\"BROKER; if refused USERNAME, PASSWORD, PASSWORD_FILE") {
-		t.Errorf("%d errors, want two that say what to check: %s", n, logs)
+	for _, check := range []string{`"USERNAME, PASSWORD, PASSWORD_FILE, CLIENT_ID"`, "PASSWORD_FILE\n"} {
+		if n := strings.Count(logs, " check="+check); n != 1 {
+			t.Errorf("check=%s stands there %d times: %s", check, n, logs)
+		}
 	}
 }
 
@@ -1389,7 +1487,8 @@ func TestStatus(t *testing.T) {
 	s.Close()
 	s = b.accept(packets.Accepted)
 	online()
-	s.ack(s.publishes(1, 2)...)
+	s.ack(s.publishes(1, 1)...)
+	s.ack(s.publishes(2, 2)...)
 	p.untilPublished(2)
 
 	start(t, nil, b.url("tcp"))
@@ -1555,19 +1654,61 @@ func TestTLS(t *testing.T) {
 	roots.AppendCertsFromPEM(authority)
 
 	for _, row := range []struct {
-		name, ca, client string
-		server           *tls.Config
-		fails            string
+		name   string
+		ca     string
+		client string
+		server *tls.Config
+		fails  string
 	}{
-		{name: "own authority", ca: dir},
-		{name: "wrong authority", ca: other, fails: "unknown authority"},
-		{name: "system authorities", fails: "unknown authority"},
-		{name: "no such file", ca: "/nonexistent", fails: "no such file"},
-		{name: "client certificate", ca: dir, client: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}},
-		{name: "client certificate, TLS 1.2", ca: dir, client: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: tls.VersionTLS12}},
-		{name: "client certificate missing", ca: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}, fails: "certificate required"},
-		{name: "client certificate wrong", ca: dir, client: other, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}, fails: "tls: "},
-		{name: "TLS 1.1", ca: dir, server: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, fails: "tls: "},
+		{
+			name: "own authority",
+			ca:   dir,
+		},
+		{
+			name:  "wrong authority",
+			ca:    other,
+			fails: "unknown authority",
+		},
+		{
+			name:  "system authorities",
+			fails: "unknown authority",
+		},
+		{
+			name:  "no such file",
+			ca:    "/nonexistent",
+			fails: "no such file",
+		},
+		{
+			name:   "client certificate",
+			ca:     dir,
+			client: dir,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert},
+		},
+		{
+			name:   "client certificate, TLS 1.2",
+			ca:     dir,
+			client: dir,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: tls.VersionTLS12},
+		},
+		{
+			name:   "client certificate missing",
+			ca:     dir,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert},
+			fails:  "certificate required",
+		},
+		{
+			name:   "client certificate wrong",
+			ca:     dir,
+			client: other,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert},
+			fails:  "tls: ",
+		},
+		{
+			name:   "TLS 1.1",
+			ca:     dir,
+			server: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+			fails:  "tls: ",
+		},
 	} {
 		for _, scheme := range []string{"ssl", "tls", "mqtts"} {
 			t.Run(row.name+" "+scheme, func(t *testing.T) {
