@@ -61,7 +61,7 @@ const hostAndPort = `([\w.-]*|\[[\w.:%]*\])(:[0-9]*)?`
 var (
 	brokerURL = regexp.MustCompile(`^(?i:(tcp|mqtt|ssl|tls|mqtts)://` + hostAndPort + `/?|` +
 		`wss?://` + hostAndPort + `([/?][^@#\s]*)?)$`)
-	noPassword = regexp.MustCompile(`^[\w.+-]*:?/*` + hostAndPort + `(/[\w./-]*)?$`)
+	noPassword = regexp.MustCompile(`^([\w+-]*:?//)?` + hostAndPort + `(/[\w./-]*)?$`)
 )
 
 // parseBroker reads the URL of a broker and fills in the port. Credentials in it would end up in

@@ -24,6 +24,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -924,7 +925,7 @@ func TestIdentity(t *testing.T) {
 	for tr := range transports {
 		senders.Go(func() {
 			for i := range 2500 {
-				p.put(tr, make([]byte, 1+mathrand.IntN(2000)))
+				p.put(tr, append(p.buffer(), make([]byte, 1+mathrand.IntN(2000))...))
 				if i%100 == 0 {
 					time.Sleep(time.Millisecond)
 				}
@@ -1860,6 +1861,827 @@ func (f *frames) Write(b []byte) (int, error) {
 	}
 	_, err := f.Conn.Write(append(head, b...))
 	return len(b), err
+}
+
+// delayed is a proxy to a broker that takes its time in both directions.
+func delayed(t *testing.T, broker net.Listener, delay time.Duration) *url.URL {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	type chunk struct {
+		due  time.Time
+		data []byte
+	}
+	forward := func(to, from net.Conn) {
+		chunks := make(chan chunk, 10000)
+		go func() {
+			defer close(chunks)
+			for {
+				b := make([]byte, 64<<10)
+				n, err := from.Read(b)
+				if err != nil {
+					return
+				}
+				chunks <- chunk{time.Now().Add(delay), b[:n]}
+			}
+		}()
+		for c := range chunks {
+			time.Sleep(time.Until(c.due))
+			to.Write(c.data)
+		}
+		to.Close()
+	}
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", broker.Addr().String())
+			if err != nil {
+				client.Close()
+				return
+			}
+			go forward(server, client)
+			go forward(client, server)
+		}
+	}()
+	return &url.URL{Scheme: "tcp", Host: l.Addr().String()}
+}
+
+// TestLatency: at a round trip of 100 ms a message takes half of that, and doesn't wait for others' acknowledgements.
+func TestLatency(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, nil, delayed(t, b.Listener, 50*time.Millisecond))
+	s := b.accept(packets.Accepted)
+	p.until("connected", func(s queueStats) bool { return s.connected })
+	const n = 75
+	sent := make([]time.Time, n+1)
+	var mu sync.Mutex
+	go func() {
+		for i := 1; i <= n; i++ {
+			mu.Lock()
+			sent[i] = time.Now()
+			mu.Unlock()
+			p.putAll(i, i)
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	var took []time.Duration
+	for i := 1; i <= n; i++ {
+		s.ack(s.publishes(i, i)...)
+		mu.Lock()
+		took = append(took, time.Since(sent[i]))
+		mu.Unlock()
+	}
+	slices.Sort(took)
+	t.Logf("p50 %v, p95 %v", took[n/2], took[n*95/100])
+	if took[n/2] < 50*time.Millisecond || took[n/2] > 70*time.Millisecond {
+		t.Errorf("p50 %v", took[n/2])
+	}
+	p.untilPublished(n)
+}
+
+// TestIdle: nothing polls. All that happens is a ping every 200 ms.
+func TestIdle(t *testing.T) {
+	b := newHangsUpAt(t, func(*packets.PublishPacket) bool { return false })
+	go b.run()
+	p := start(t, nil, b.url("tcp"))
+	p.putAll(1, 10)
+	p.untilPublished(10)
+	least := int64(1 << 62)
+	for range 5 { // other tests may leave something behind that ends soon
+		var before, after syscall.Rusage
+		syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+		time.Sleep(time.Second)
+		syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+		least = min(least, after.Nvcsw-before.Nvcsw)
+		if least < 100 {
+			break
+		}
+	}
+	t.Logf("%d context switches a second", least)
+	if least >= 100 {
+		t.Errorf("%d context switches a second", least)
+	}
+}
+
+// TestPace: how many messages may be sent, asked at some moments.
+func TestPace(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		rate  int
+		asked time.Duration // how often it's asked
+		for1s int           // messages in a second, at least; one more at most
+		burst int           // most of them at once
+	}{
+		{
+			name:  "1 a second",
+			rate:  1,
+			asked: time.Millisecond,
+			for1s: 1,
+			burst: 1,
+		},
+		{
+			name:  "80 a second",
+			rate:  80,
+			asked: time.Millisecond,
+			for1s: 80,
+			burst: 1,
+		},
+		{
+			name:  "1,000 a second, asked a bit late",
+			rate:  1000,
+			asked: 1100 * time.Microsecond,
+			for1s: 999,
+			burst: 2,
+		},
+		{
+			name:  "80 a second, asked too seldom",
+			rate:  80,
+			asked: 50 * time.Millisecond,
+			for1s: 20,
+			burst: 1,
+		},
+		{
+			name:  "100,000 a second",
+			rate:  100000,
+			asked: time.Millisecond,
+			for1s: 100000,
+			burst: 101,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := prepare(t, func(d *delivery) { d.maxRate = row.rate })
+			moment := time.Now()
+			for _, pause := range []time.Duration{0, time.Hour, 0} { // a pause is no reason for a burst
+				moment = moment.Add(pause)
+				total, most := 0, 0
+				for end := moment.Add(time.Second); moment.Before(end); moment = moment.Add(row.asked) {
+					n := 0
+					for ; !p.due.After(moment); n++ {
+						p.pace(moment)
+					}
+					total += n
+					most = max(most, n)
+				}
+				// a step is made up for at a beginning
+				if total < row.for1s || total > row.for1s+1+row.rate/1000 || most > row.burst {
+					t.Errorf("%d messages, at most %d at once", total, most)
+				}
+			}
+		})
+	}
+}
+
+// TestMaxRate sees the messages come evenly, those that are sent again, too.
+func TestMaxRate(t *testing.T) {
+	for _, rate := range []int{50, 400, 20000} {
+		t.Run(fmt.Sprint(rate), func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := prepare(t, func(d *delivery) { d.maxRate = rate }, b.url("tcp"))
+			n := min(rate, 1000)
+			p.putAll(1, n)
+			p.start()
+			var came []time.Time
+			for range 2 {
+				s := b.accept(packets.Accepted)
+				first := 1 + int(p.stats().published)
+				for i := first; i <= min(n, first+n/2); i++ {
+					s.ack(s.publishes(i, i)...)
+					came = append(came, time.Now())
+				}
+				p.untilPublished(uint64(min(n, first+n/2)))
+				s.Close()
+			}
+			took := came[len(came)-1].Sub(came[0])
+			if least := time.Duration(len(came)-1) * time.Second / time.Duration(rate); took < least-2*step {
+				t.Errorf("%d messages in %v, want at least %v", len(came), took, least)
+			}
+			const window = 100 * time.Millisecond
+			for i := range came {
+				within := 0
+				for _, at := range came[i:] {
+					if at.Sub(came[i]) < window {
+						within++
+					}
+				}
+				// some room, as the test may be late to see one
+				if most := int(int64(rate)*int64(window)/int64(time.Second))*3/2 + 2; within > most {
+					t.Fatalf("%d messages within %v, want at most %d", within, window, most)
+				}
+			}
+		})
+	}
+}
+
+// throttling is a broker that acknowledges 100 messages a second, by tens, and ignores what is over that, as AWS IoT does.
+func throttling(conn net.Conn) {
+	var recent []time.Time
+	for {
+		packet, err := packets.ReadPacket(conn)
+		if err != nil {
+			return
+		}
+		switch m := packet.(type) {
+		case *packets.ConnectPacket:
+			conn.Write([]byte("\x20\x02\x00\x00"))
+		case *packets.PingreqPacket:
+			conn.Write([]byte("\xd0\x00"))
+		case *packets.PublishPacket:
+			recent = slices.DeleteFunc(recent, func(at time.Time) bool { return time.Since(at) > 100*time.Millisecond })
+			if len(recent) < 10 {
+				recent = append(recent, time.Now())
+				(&session{Conn: conn}).ack(m.MessageID)
+			}
+		}
+	}
+}
+
+func TestThrottlingBroker(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		maxRate int
+	}{
+		{
+			name:    "with MAX_RATE",
+			maxRate: 80,
+		},
+		{
+			name: "without",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			b := newFakeBroker(t)
+			go func() {
+				for {
+					conn, err := b.Accept()
+					if err != nil {
+						return
+					}
+					go throttling(conn)
+				}
+			}()
+			p := prepare(t, func(d *delivery) { d.maxRate = row.maxRate }, b.url("tcp"))
+			p.putAll(1, 150)
+			p.start()
+			if row.maxRate > 0 {
+				p.untilPublished(150)
+				if n := strings.Count(p.logs.String(), "no connection"); n > 0 {
+					t.Errorf("lost connections: %s", p.logs)
+				}
+				return
+			}
+			p.untilLogged("PUBACKs are late: i/o timeout\" check=\"the broker's quotas, MAX_RATE\"")
+			p.until("further", func(s queueStats) bool { return s.published > 30 })
+			if got := p.stats(); got.dropped > 0 {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestParseBroker(t *testing.T) {
+	for text, want := range map[string]string{
+		"tcp://h":                       "tcp://h:1883",
+		" mqtt://h ":                    "mqtt://h:1883",
+		"ssl://broker.example":          "ssl://broker.example:8883",
+		"tls://192.0.2.1:":              "tls://192.0.2.1:8883",
+		"mqtts://[2001:db8::1]":         "mqtts://[2001:db8::1]:8883",
+		"tcp://[fe80::1%25eth0]:1":      "tcp://[fe80::1%25eth0]:1",
+		"ws://h":                        "ws://h:80",
+		"wss://h":                       "wss://h:443",
+		"ws://h:8080/mqtt?a=b":          "ws://h:8080/mqtt?a=b",
+		"TCP://h:65535/":                "tcp://h:65535/",
+		"tcp://a_b.example.:8883":       "tcp://a_b.example.:8883",
+		"":                              "",
+		"h":                             "",
+		"h:1883":                        "",
+		"//h":                           "",
+		"http://h":                      "",
+		"tcp6://h":                      "",
+		"tcp://":                        "",
+		"tcp://:1883":                   "",
+		"tcp://h:0":                     "",
+		"tcp://h:65536":                 "",
+		"tcp://h:x":                     "",
+		"tcp://h/path":                  "",
+		"tcp://h?query":                 "",
+		"tcp://h#fragment":              "",
+		"ws://h/#fragment":              "",
+		"tcp://[::1":                    "",
+		"unix:///run/broker":            "",
+		"tcp://u@h":                     "",
+		"ws://h/@":                      "",
+		"tcp://h:1883;tcp://other:1883": "",
+	} {
+		broker, err := parseBroker(text)
+		if want == "" {
+			if err == nil || !strings.Contains(err.Error(), "want a URL such as tcp://broker.example:1883") {
+				t.Errorf("%q: %v, %v", text, broker, err)
+			}
+			continue
+		}
+		if err != nil || broker.String() != want {
+			t.Errorf("%q: %v, %v; want %s", text, broker, err, want)
+		}
+	}
+}
+
+// TestBrokerSecrets: no error shows a password, and it says where a password goes.
+func TestBrokerSecrets(t *testing.T) {
+	for _, text := range []string{
+		"tcp://user:geheim@h:1883",
+		"tcp://user:geheim%40h:1883",
+		"tcp://user:geheim h",
+		"tcp://user:geheim",
+		"user:geheim@h",
+		"user:geheim",
+		"us.er:geheim h",
+		"tcp:user:geheim@h",
+		"ssl:/user:geheim@h",
+		"tcp://us er:geheim@h",
+		"http://user:geheim@h",
+		"tcp://u:12/geheim@h",
+		"tcp://user:geheim\\@h",
+		"tcp://h:1883?password=geheim",
+		"ws://user:geheim@h/mqtt",
+		"ws://h/mqtt?token=geheim#x",
+		"tcp://user:%67eheim:1883",
+		"tcp://user:geheim:1883",
+		"tcp://user:geheim\n@h",
+	} {
+		broker, err := parseBroker(text)
+		if err == nil {
+			t.Errorf("%q is taken for %v", text, broker)
+			continue
+		}
+		if got := err.Error(); strings.Contains(got, "eheim") || !strings.Contains(got, "PASSWORD_FILE") {
+			t.Errorf("%q: %s", text, got)
+		}
+	}
+}
+
+func TestReadPassword(t *testing.T) {
+	long := strings.Repeat("x", 65535)
+	for _, row := range []struct {
+		name string
+		text string
+		want string // empty: an error
+	}{
+		{
+			name: "bare",
+			text: "geheim",
+			want: "geheim",
+		},
+		{
+			name: "a line",
+			text: "geheim\n",
+			want: "geheim",
+		},
+		{
+			name: "a line with CRLF",
+			text: "geheim\r\n",
+			want: "geheim",
+		},
+		{
+			name: "only the last line end goes",
+			text: " ge\nheim\r\n\n",
+			want: " ge\nheim\r\n",
+		},
+		{
+			name: "CR alone is no line end",
+			text: "geheim\r",
+			want: "geheim\r",
+		},
+		{
+			name: "longest",
+			text: long,
+			want: long,
+		},
+		{
+			name: "longest with CRLF",
+			text: long + "\r\n",
+			want: long,
+		},
+		{
+			name: "too long",
+			text: long + "x",
+		},
+		{
+			name: "far too long",
+			text: long + long,
+		},
+		{
+			name: "empty",
+			text: "",
+		},
+		{
+			name: "LF",
+			text: "\n",
+		},
+		{
+			name: "CRLF",
+			text: "\r\n",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "password")
+			if err := os.WriteFile(file, []byte(row.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := (&delivery{passwordFile: file}).readPassword()
+			if (err != nil) != (row.want == "") || err == nil && got != row.want {
+				t.Errorf("%.20q, %v; want %.20q", got, err, row.want)
+			}
+			if err != nil && len(err.Error()) > 300 {
+				t.Errorf("an error of %d bytes", len(err.Error()))
+			}
+		})
+	}
+	t.Run("/dev/zero", func(t *testing.T) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if got, err := (&delivery{passwordFile: "/dev/zero"}).readPassword(); err == nil {
+				t.Errorf("a password of %d bytes", len(got))
+			}
+		}()
+		within(t, "the error", done)
+	})
+	if got, err := (&delivery{password: "geheim\n"}).readPassword(); got != "geheim\n" || err != nil {
+		t.Errorf("PASSWORD: %q, %v", got, err)
+	}
+	if _, err := (&delivery{passwordFile: "/nonexistent"}).readPassword(); err == nil {
+		t.Error("no error without the file")
+	}
+}
+
+func TestALPN(t *testing.T) {
+	dir := certificates(t)
+	for _, row := range []struct {
+		broker string
+		client bool
+		alpn   []string
+		want   []string
+	}{
+		{
+			broker: "ssl://x-ats.iot.eu-west-1.amazonaws.com:443",
+			client: true,
+			want:   []string{"x-amzn-mqtt-ca"},
+		},
+		{
+			broker: "tls://X.IOT.AmazonAWS.com:443",
+			client: true,
+			want:   []string{"x-amzn-mqtt-ca"},
+		},
+		{
+			broker: "ssl://x.iot.eu-west-1.amazonaws.com:8883",
+			client: true,
+		},
+		{
+			broker: "ssl://x.iot.eu-west-1.amazonaws.com:443",
+		},
+		{
+			broker: "ssl://broker.example:443",
+			client: true,
+		},
+		{
+			broker: "ssl://amazonaws.com.broker.example:443",
+			client: true,
+		},
+		{
+			broker: "ssl://notamazonaws.com:443",
+			client: true,
+		},
+		{
+			broker: "ssl://broker.example:8883",
+			alpn:   []string{"mqtt", "x"},
+			want:   []string{"mqtt", "x"},
+		},
+		{
+			broker: "ssl://x.iot.eu-west-1.amazonaws.com:443",
+			client: true,
+			alpn:   []string{"mqtt"},
+			want:   []string{"mqtt"},
+		},
+		{
+			broker: "wss://x.iot.eu-west-1.amazonaws.com",
+			client: true,
+			alpn:   []string{"mqtt"},
+			want:   []string{"http/1.1"},
+		},
+		{
+			broker: "wss://x.iot.eu-west-1.amazonaws.com:443",
+			client: true,
+			want:   []string{"http/1.1"},
+		},
+	} {
+		broker, err := parseBroker(row.broker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &delivery{alpn: row.alpn}
+		if row.client {
+			d.certFile = dir + "/client.pem"
+			d.keyFile = dir + "/client.key"
+		}
+		config, err := d.tlsConfig(broker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(config.NextProtos, row.want) {
+			t.Errorf("%s, %v: %v, want %v", row.broker, row.alpn, config.NextProtos, row.want)
+		}
+		if config.MinVersion != tls.VersionTLS12 || config.InsecureSkipVerify || config.ServerName != broker.Hostname() {
+			t.Errorf("%s: not verified", row.broker)
+		}
+	}
+}
+
+// TestNoProxy: HTTP_PROXY and its like don't decide where data goes. They are read once in a process, so this is a process of
+// its own; and not for addresses of this machine, so the broker has one that nobody has (RFC 5737).
+func TestNoProxy(t *testing.T) {
+	proxy := os.Getenv("TEST_PROXY")
+	if proxy != "" {
+		for _, scheme := range []string{"ws", "wss", "tcp", "ssl"} {
+			broker := &url.URL{Scheme: scheme, Host: "192.0.2.1:80"}
+			conn, err := newPublisher(&delivery{}, slog.New(slog.DiscardHandler)).dial(context.Background(), broker)
+			if err == nil {
+				conn.Close()
+			}
+		}
+		return
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked := make(chan struct{})
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			close(asked)
+			conn.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+	defer cancel()
+	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestNoProxy$")
+	child.Env = os.Environ()
+	address := "http://" + l.Addr().String()
+	for _, name := range []string{"TEST_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
+		child.Env = append(child.Env, name+"="+address)
+	}
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	select {
+	case <-asked:
+		t.Error("the proxy was asked")
+	default:
+	}
+}
+
+// TestSwallowedSYN: a broker that never answers a SYN costs 5 units, not the minutes of the kernel.
+func TestSwallowedSYN(t *testing.T) {
+	full, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(full)
+	if err := syscall.Bind(full, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(full, 0); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := fmt.Sprint("127.0.0.1:", address.(*syscall.SockaddrInet4).Port)
+	for isFull := false; !isFull; {
+		conn, err := net.DialTimeout("tcp", host, 100*time.Millisecond)
+		isFull = err != nil
+		if err == nil {
+			defer conn.Close()
+		}
+	}
+	b := newFakeBroker(t)
+	for _, scheme := range []string{"tcp", "ssl", "ws"} {
+		begin := time.Now()
+		p := start(t, nil, &url.URL{Scheme: scheme, Host: host}, b.url("tcp"))
+		b.accept(packets.Accepted)
+		if took := time.Since(begin); took < 4*second || took > 15*second {
+			t.Errorf("%s: the next broker had its turn after %v", scheme, took)
+		}
+		p.untilLogged("timeout\" check=BROKER")
+	}
+}
+
+// TestJitter: publishers that lost their broker together don't come back in step.
+func TestJitter(t *testing.T) {
+	var waits []time.Duration
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range 10 {
+		b := newFakeBroker(t)
+		start(t, nil, b.url("tcp"))
+		all.Go(func() {
+			var last time.Time
+			for range 4 { // the third wait is 4 units and up to 2 more
+				last = time.Now()
+				conn, err := b.Accept()
+				if err != nil {
+					return
+				}
+				conn.Close()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			waits = append(waits, time.Since(last))
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	within(t, "all attempts", done)
+	if len(waits) != 10 || slices.Max(waits)-slices.Min(waits) < second/2 {
+		t.Errorf("in step: %v", waits)
+	}
+}
+
+func lines(text, part string) (n int) {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestFailureLog: a reason is logged at once, then counted for a minute. Times and ports don't make it another one. The table
+// is bounded, whatever brokers say.
+func TestFailureLog(t *testing.T) {
+	newLog := func() (*failureLog, *logBuffer) {
+		logs := &logBuffer{}
+		return &failureLog{log: slog.New(slog.NewTextHandler(logs, nil)), times: map[string]int{}}, logs
+	}
+	t.Run("once", func(t *testing.T) {
+		l, logs := newLog()
+		for i := range 20 {
+			l.report("h:8883", x509.CertificateInvalidError{
+				Cert:   &x509.Certificate{},
+				Reason: x509.Expired,
+				Detail: fmt.Sprintf("current time 2026-11-28T21:%02d:00Z is after 2026-01-01T00:00:00Z", i),
+			})
+			l.report("h:1883", fmt.Errorf("read tcp 10.0.0.1:%d->192.0.2.1:1883: connection reset by peer", 40000+i))
+		}
+		if got := logs.String(); strings.Count(got, "\n") != 2 || lines(got, "expired") != 1 || lines(got, "reset") != 1 {
+			t.Errorf("%s", got)
+		}
+		l.summarize()
+		if got := logs.String(); strings.Count(got, "\n") != 4 || lines(got, "times=20") != 2 {
+			t.Errorf("%s", got)
+		}
+		l.report("h:1883", io.EOF)
+		if got := logs.String(); strings.Count(got, "\n") != 5 {
+			t.Errorf("not logged anew: %s", got)
+		}
+		l.summarize() // what came once was logged already
+		if got := logs.String(); strings.Count(got, "\n") != 5 {
+			t.Errorf("%s", got)
+		}
+	})
+	t.Run("summary by itself", func(t *testing.T) {
+		l, logs := newLog()
+		l.report("h:1883", io.EOF)
+		l.report("h:1883", io.EOF)
+		for end := time.Now().Add(testPatience); lines(logs.String(), "times=2") == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("no summary: %s", logs)
+			}
+		}
+	})
+	t.Run("bounded", func(t *testing.T) {
+		l, logs := newLog()
+		for i := range 1000 {
+			name := strings.Repeat(string(rune('a'+i%26)), 1000+i/26)
+			l.report("h:1883", fmt.Errorf("certificate is valid for %s and %s", name[:i/26], name))
+		}
+		l.mu.Lock()
+		if len(l.times) > maxReasons+1 {
+			t.Errorf("%d reasons", len(l.times))
+		}
+		l.mu.Unlock()
+		l.summarize()
+		got := logs.String()
+		if n := strings.Count(got, "\n"); n > maxReasons+2 || len(got) > 10000 {
+			t.Errorf("%d lines, %d bytes", n, len(got))
+		}
+		if lines(got, "other reasons") != 1 {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
+// TestChecks: the log names the settings that a reason points at, and no others.
+func TestChecks(t *testing.T) {
+	_, noHost := net.LookupHost("broker.invalid")
+	_, noFile := (&delivery{caFile: "/nonexistent"}).tlsConfig(&url.URL{})
+	for _, row := range []struct {
+		err  error
+		want string
+	}{
+		{
+			err:  noHost,
+			want: "BROKER",
+		},
+		{
+			err:  &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},
+			want: "BROKER",
+		},
+		{
+			err:  &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded},
+			want: "BROKER",
+		},
+		{
+			err:  x509.UnknownAuthorityError{},
+			want: "CA_FILE, CERT_FILE, KEY_FILE",
+		},
+		{
+			err:  &net.OpError{Op: "remote error", Err: tls.AlertError(116)},
+			want: "CA_FILE, CERT_FILE, KEY_FILE, ALPN",
+		},
+		{
+			err:  noFile,
+			want: "CA_FILE, CERT_FILE, KEY_FILE",
+		},
+	} {
+		logs := &logBuffer{}
+		l := &failureLog{log: slog.New(slog.NewTextHandler(logs, nil)), times: map[string]int{}}
+		l.report("h:1", row.err)
+		_, got, _ := strings.Cut(strings.TrimSpace(logs.String()), " check=")
+		if strings.Trim(got, `"`) != row.want {
+			t.Errorf("%v: %s, want %s", row.err, got, row.want)
+		}
+	}
+}
+
+// TestChecksOfHangUps: what to look at depends on what the broker hung up at.
+func TestChecksOfHangUps(t *testing.T) {
+	status := func(d *delivery) { d.statusTopic = "status" }
+	for _, row := range []struct {
+		name   string
+		change func(*delivery)
+		hangUp func(*running, *session)
+		want   string
+	}{
+		{
+			name:   "at the status",
+			change: status,
+			hangUp: func(_ *running, s *session) { s.publish() },
+			want:   `"the broker's ACL for STATUS_TOPIC"`,
+		},
+		{
+			name: "at a message",
+			hangUp: func(p *running, s *session) {
+				p.putAll(1, 1)
+				s.publishes(1, 1)
+			},
+			want: `"the broker's ACL for TOPIC, its message size limit"`,
+		},
+		{
+			name: "after the PUBACK",
+			hangUp: func(p *running, s *session) {
+				p.putAll(1, 1)
+				s.ack(s.publishes(1, 1)...)
+				p.untilPublished(1)
+			},
+			want: `"the broker's ACL for TOPIC, its message size limit"`,
+		},
+		{
+			name:   "at nothing",
+			hangUp: func(_ *running, s *session) { s.quiet(3 * second) },
+			want:   `"CLIENT_ID, which two sensors may share"`,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := start(t, row.change, b.url("tcp"))
+			s := b.accept(packets.Accepted)
+			row.hangUp(p, s)
+			s.Close()
+			p.untilLogged(" check=" + row.want + "\n")
+		})
+	}
 }
 
 // sink is a broker that acknowledges everything as fast as it can.
