@@ -165,6 +165,10 @@ const (
 	answerWait  = 30
 )
 
+// After a hang-up at a message it is soon tried again, as all others wait for that. But where so
+// many tries in a row don't find one to blame, the broker has other reasons.
+const maxQuickTries = 15
+
 // publisher queues envelopes and brings them to a broker with QoS 1: a message goes out as soon as
 // less than windowSize are unacknowledged.
 //
@@ -188,15 +192,15 @@ type publisher struct {
 	caughtUp bool      // nothing waits for being sent
 	onTrial  bool      // a broker hung up at a message, which is sent alone next
 
-	mu           sync.Mutex // guards the fields below
-	queueStats              // all but messages, which stats fills in
-	queue        []queued   // what waits or is unacknowledged, oldest first
-	begun        int        // so many of queue were ever sent: these are never dropped for room
-	sent         int        // so many of queue were sent on this connection
-	acknowledged int        // messages, on this connection
-	limit        int        // so many may be sent and unacknowledged
-	freeIDs      []uint16   // packet ids that nothing in queue has
-	ended        bool       // run is over: everything is dropped
+	mu         sync.Mutex // guards the fields below
+	queueStats            // all but messages, which stats fills in
+	queue      []queued   // what waits or is unacknowledged, oldest first
+	begun      int        // so many of queue were ever sent: these are never dropped for room
+	sent       int        // so many of queue were sent on this connection
+	limit      int        // so many may be sent and unacknowledged
+	quickTries int        // hang-ups at a message, since all was well or one was dropped
+	freeIDs    []uint16   // packet ids that nothing in queue has
+	ended      bool       // run is over: everything is dropped
 }
 
 // queued is a message on its way.
@@ -204,7 +208,7 @@ type queued struct {
 	envelope []byte
 	id       uint16    // from the first sending on
 	at       time.Time // of the last sending
-	hangUps  int       // connections that ended while it was the oldest unacknowledged message
+	hangUps  int       // how many connections ended while it was the only one sent
 }
 
 // queueStats are the publisher's counters: always, the sum of accepted is
@@ -491,7 +495,6 @@ func (p *publisher) announce(conn net.Conn, r *bufio.Reader) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.connected = !p.ended
-	p.acknowledged = 0
 	return nil
 }
 
@@ -621,8 +624,10 @@ func (p *publisher) takeAnswer(r *bufio.Reader) (outstanding int, err error) {
 		}
 		p.remove(i)
 		p.published++
-		p.acknowledged++
 		p.limit = min(p.limit+1, windowSize)
+		if p.limit == windowSize {
+			p.quickTries = 0
+		}
 	}
 	if p.sent > 0 && time.Since(p.queue[0].at) > answerWait*second {
 		return 0, os.ErrDeadlineExceeded
@@ -645,7 +650,7 @@ func (p *publisher) settle(err error) error {
 	case isLate:
 		return fmt.Errorf("no answer: %w", err)
 	case sent > 0:
-		p.suspect(&p.queue[0])
+		p.suspect()
 	case time.Since(p.written) > second:
 		return fmt.Errorf("the broker hung up an idle connection: %w", err)
 	}
@@ -653,29 +658,28 @@ func (p *publisher) settle(err error) error {
 }
 
 // suspect looks for the message at which brokers hang up: it would hold up all others for ever. It
-// is the oldest unacknowledged one, m, or not far behind. So where a hang-up came before any
-// PUBACK, or time and again before that of m, the next connection begins with m alone, and each
-// PUBACK lets one more be unacknowledged. After three connections on which it was alone, m is
-// dropped. A broker that is away, refuses or is late costs no message. mu is held.
-func (p *publisher) suspect(m *queued) {
-	m.hangUps++
-	wasAlone := p.limit == 1
-	isWellOtherwise := p.limit == windowSize && p.acknowledged > 0
-	switch {
-	case wasAlone && m.hangUps >= 3:
-		p.log.Error("message dropped, as brokers hang up at it", "bytes", len(m.envelope),
+// is the oldest unacknowledged one, or some way behind: PUBACKs that were on the way are lost with
+// the connection. So the next connection begins with the oldest alone, and each PUBACK lets one
+// more be unacknowledged; after a few connections the culprit is the oldest. After three on which
+// it was alone, it is dropped. A broker that is away, refuses or is late costs no message, as that
+// is no hang-up at one. mu is held.
+func (p *publisher) suspect() {
+	oldest := &p.queue[0]
+	oldest.hangUps++
+	if p.limit > 1 { // it wasn't alone
+		oldest.hangUps = 0
+	}
+	p.quickTries++
+	if oldest.hangUps == 3 {
+		p.log.Error("message dropped, as brokers hang up at it", "bytes", len(oldest.envelope),
 			"check", "the broker's message size limit (Mosquitto: max_packet_size), its ACL")
 		p.dropped++
 		p.remove(0)
 		p.fewer.Broadcast()
-	case wasAlone:
-	case isWellOtherwise && m.hangUps < 3:
-		return
-	default:
-		m.hangUps = 0
+		p.quickTries = 0
 	}
 	p.limit = 1
-	p.onTrial = true
+	p.onTrial = p.quickTries <= maxQuickTries
 }
 
 // readAnswer reads one of the expected packets: its kind, and the packet id of PUBACK or flags and

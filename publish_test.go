@@ -342,7 +342,9 @@ func TestAcknowledgedOnce(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 			s = b.accept(packets.Accepted)
-			s.ack(s.publishes(2, 5)...)
+			for i := 2; i <= 5; i++ {
+				s.ack(s.publishes(i, i)...)
+			}
 			p.untilPublished(5)
 		})
 	}
@@ -352,24 +354,41 @@ func TestAcknowledgedOnce(t *testing.T) {
 func TestPacketIDs(t *testing.T) {
 	b := newFakeBroker(t)
 	p := prepare(t, func(d *delivery) { d.statusTopic = "status" }, b.url("tcp"))
-	p.putAll(1, 150)
+	p.putAll(1, 1000)
 	p.start()
-	for last := range 3 { // each connection has the first one open and acknowledges others
+	for range 3 { // each connection leaves some open and acknowledges others
 		s := b.accept(packets.Accepted)
-		seen := map[uint16]bool{s.publish().MessageID: true}
-		s.ack(statusID)
-		var ids []uint16
-		for range windowSize {
-			m := s.publish()
-			if seen[m.MessageID] || m.MessageID == 0 {
-				t.Fatalf("packet id %d is in flight twice", m.MessageID)
+		open := map[uint16]bool{}
+		take := func() {
+			t.Helper()
+			id := s.publish().MessageID
+			if open[id] || id == 0 {
+				t.Fatalf("packet id %d is in flight twice", id)
 			}
-			seen[m.MessageID] = true
-			ids = append(ids, m.MessageID)
+			open[id] = true
+		}
+		ackAny := func() {
+			for id := range open {
+				if id != statusID {
+					delete(open, id)
+					s.ack(id)
+					return
+				}
+			}
+		}
+		take() // online: its id stays its own
+		s.ack(statusID)
+		take()
+		ackAny()
+		for len(open) < windowSize { // each PUBACK lets at least two messages go out until the window is full
+			take()
+			take()
+			ackAny()
+		}
+		for len(open) <= windowSize {
+			take()
 		}
 		s.quiet(20 * time.Millisecond)
-		s.ack(ids[1 : 10+last]...)
-		p.until("acknowledged", func(s queueStats) bool { return s.published == []uint64{9, 19, 30}[last] })
 		s.Close()
 	}
 }
@@ -408,18 +427,15 @@ func TestResend(t *testing.T) {
 	p.putAll(100, 160) // meanwhile
 
 	s = b.accept(packets.Accepted)
-	ids = s.publishes(2, 2)
-	ids = append(ids, s.publishes(4, 4)...)
-	ids = append(ids, s.publishes(6, 102)...) // what was free is filled up
-	if s.quiet(20 * time.Millisecond); p.stats().dropped != 0 {
-		t.Errorf("%+v", p.stats())
+	s.ack(s.publishes(2, 2)...)
+	s.ack(s.publishes(4, 4)...)
+	for i := 6; i <= 160; i++ {
+		s.ack(s.publishes(i, i)...)
 	}
-	s.ack(ids...)
-	s.ack(s.publishes(103, 160)...)
 	p.untilPublished(160)
 }
 
-// TestOneAtATime: after a connection without any PUBACK a message goes out alone, and each PUBACK lets one more go out.
+// TestOneAtATime: after a hang-up a message goes out alone, and each PUBACK lets one more go out.
 func TestOneAtATime(t *testing.T) {
 	b := newFakeBroker(t)
 	p := prepare(t, nil, b.url("tcp"))
@@ -591,36 +607,75 @@ func firsts(words []string) (first []string) {
 	return first
 }
 
-// TestPoisonOvertaken: a broker that acknowledges other messages, and then hangs up at the oldest, again and again.
+// TestPoisonOvertaken: a broker that acknowledges other messages, and then hangs up at the oldest.
 func TestPoisonOvertaken(t *testing.T) {
 	b := newFakeBroker(t)
 	p := prepare(t, nil, b.url("tcp"))
 	p.putAll(1, 10)
 	p.start()
-	for i := range 3 {
-		s := b.accept(packets.Accepted)
-		s.publishes(1, 1)
-		s.ack(s.publishes(2+i, 2+i)...)
-		p.untilPublished(uint64(i + 1))
-		s.Close()
-	}
+	s := b.accept(packets.Accepted)
+	s.publishes(1, 1)
+	s.ack(s.publishes(2, 10)...)
+	p.untilPublished(9)
+	s.Close()
 	for range 3 {
 		s := b.accept(packets.Accepted)
 		s.publishes(1, 1)
-		s.quiet(10 * time.Millisecond) // it is alone now
+		s.quiet(10 * time.Millisecond)
 		if got := p.stats().dropped; got != 0 {
 			t.Fatalf("dropped %d", got)
 		}
 		s.Close()
 	}
+	p.until("dropped", func(s queueStats) bool { return s.dropped == 1 && s.messages == 0 })
+}
+
+// TestPoisonWithLostAcknowledgements: Mosquitto closes before its PUBACKs have left it (Nagle's algorithm keeps them back), so
+// only the first one of a crowd arrives.
+func TestPoisonWithLostAcknowledgements(t *testing.T) {
+	b := newFakeBroker(t)
+	p := prepare(t, nil, b.url("tcp"))
+	const poison = 90
+	p.putAll(1, 99)
+	p.start()
+	connections := 0
+	for ; p.stats().dropped == 0; connections++ {
+		if connections == 20 {
+			t.Fatalf("not found: %+v", p.stats())
+		}
+		s := b.accept(packets.Accepted)
+		for crowd := []uint16{}; ; crowd = nil {
+			isPoison := false
+			s.SetReadDeadline(time.Now().Add(testPatience))
+			for !isPoison {
+				packet, err := packets.ReadPacket(s)
+				if err != nil {
+					break
+				}
+				m := packet.(*packets.PublishPacket)
+				isPoison = strings.HasPrefix(string(m.Payload), fmt.Sprint(poison, " "))
+				crowd = append(crowd, m.MessageID)
+				s.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+			}
+			if isPoison {
+				s.ack(crowd[:min(1, len(crowd)-1)]...)
+				break
+			}
+			s.ack(crowd...)
+		}
+		time.Sleep(5 * time.Millisecond)
+		s.Close()
+		p.until("seen", func(s queueStats) bool { return !s.connected || s.dropped > 0 })
+	}
+	if got := p.stats(); got.published != poison-1 || got.dropped != 1 {
+		t.Errorf("%+v", got)
+	}
+	t.Logf("%d connections", connections)
 	s := b.accept(packets.Accepted)
-	for i := 5; i <= 10; i++ {
+	for i := poison + 1; i <= 99; i++ {
 		s.ack(s.publishes(i, i)...)
 	}
-	p.untilPublished(9)
-	if got := p.stats().dropped; got != 1 {
-		t.Errorf("dropped %d", got)
-	}
+	p.untilPublished(98)
 }
 
 // TestNoPoison: what happens to a connection, but not because of a message, costs none.
@@ -702,17 +757,16 @@ func TestHangsUpAtEverything(t *testing.T) {
 	p.untilLogged("check=\"the broker's ACL for TOPIC, its message size limit\"")
 }
 
-// TestAcknowledgesAndHangsUp: so does Mosquitto 2.0 where its ACL forbids TOPIC. The waits grow all the same.
+// TestAcknowledgesAndHangsUp: so do some brokers whose ACL forbids TOPIC. That isn't tried again quickly for ever.
 func TestAcknowledgesAndHangsUp(t *testing.T) {
 	b := newFakeBroker(t)
 	p := prepare(t, nil, b.url("tcp"))
-	p.putAll(1, 50)
+	p.putAll(1, 500)
 	p.start()
 	last := time.Now()
-	for i := range 6 {
+	for i := range maxQuickTries + 4 {
 		s := b.accept(packets.Accepted)
-		units := []time.Duration{0, 1, 2, 4, 8, 16}[i]
-		if waited := time.Since(last); waited < units*second-2*time.Millisecond {
+		if waited := time.Since(last); i == maxQuickTries+3 && waited < 4*second {
 			t.Errorf("connection %d came after %v", i+1, waited)
 		}
 		s.ack(s.publishes(i+1, i+1)...)
@@ -721,7 +775,7 @@ func TestAcknowledgesAndHangsUp(t *testing.T) {
 		last = time.Now()
 	}
 	p.untilLogged("check=\"the broker's ACL for TOPIC, its message size limit\"")
-	if got := p.stats(); got.dropped != 0 || got.messages != 44 {
+	if got := p.stats(); got.dropped != 0 {
 		t.Errorf("%+v", got)
 	}
 }
