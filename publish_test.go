@@ -24,6 +24,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -209,13 +210,13 @@ type running struct {
 	done   chan struct{}
 }
 
-func prepare(t *testing.T, change func(*config), brokers ...*url.URL) *running {
-	cfg := &config{brokers: brokers, Topic: "sip", ClientID: "test", QueueMB: 1}
+func prepare(t *testing.T, change func(*delivery), brokers ...*url.URL) *running {
+	d := &delivery{brokers: brokers, topic: "sip", clientID: "test", queueBytes: 1 << 20}
 	if change != nil {
-		change(cfg)
+		change(d)
 	}
 	logs := &logBuffer{}
-	p := newPublisher(cfg, slog.New(slog.NewTextHandler(logs, nil)))
+	p := newPublisher(d, slog.New(slog.NewTextHandler(logs, nil)))
 	return &running{publisher: p, t: t, logs: logs, drain: make(chan struct{}), done: make(chan struct{})}
 }
 
@@ -237,7 +238,7 @@ func (r *running) start() *running {
 	return r
 }
 
-func start(t *testing.T, change func(*config), brokers ...*url.URL) *running {
+func start(t *testing.T, change func(*delivery), brokers ...*url.URL) *running {
 	return prepare(t, change, brokers...).start()
 }
 
@@ -277,20 +278,18 @@ func checkIdentity(t *testing.T, s queueStats) {
 	for _, n := range s.accepted {
 		accepted += n
 	}
-	if accepted != s.published+s.dropped+uint64(s.messages) || s.messages < 0 || s.bytes < 0 {
+	if accepted != s.published+s.dropped+uint64(s.messages) || s.bytes < 0 || (s.bytes > 0) != (s.messages > 0) {
 		t.Errorf("the counters do not add up: %+v", s)
 	}
 }
 
+// TestAcknowledgements: each PUBACK counts by itself and lets the next message go out at once, whatever their order.
 func TestAcknowledgements(t *testing.T) {
-	const n = 350
-	for name, reorder := range map[string]func([]uint16) []uint16{
-		"in order":     func(ids []uint16) []uint16 { return ids },
-		"latest first": func(ids []uint16) []uint16 { slices.Reverse(ids); return ids },
-		"any order": func(ids []uint16) []uint16 {
-			mathrand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-			return ids
-		},
+	const n = 140
+	for name, pick := range map[string]func(open int) int{
+		"in order":     func(int) int { return 0 },
+		"latest first": func(open int) int { return open - 1 },
+		"any order":    mathrand.IntN,
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newFakeBroker(t)
@@ -298,19 +297,22 @@ func TestAcknowledgements(t *testing.T) {
 			p.putAll(1, n)
 			p.start()
 			s := b.accept(packets.Accepted)
-			for first := 1; first <= n; first += windowSize {
-				last := min(first+windowSize-1, n)
-				ids := reorder(s.publishes(first, last))
-				s.quiet(20 * time.Millisecond) // the window is full
-				for i, id := range ids {
-					if got := p.stats(); got.published != uint64(first-1+i) || got.messages != n-(first-1+i) {
-						t.Fatalf("%+v before PUBACK %d", got, first+i)
-					}
-					s.ack(id)
-					p.untilPublished(uint64(first + i)) // each by itself, at once
+			open := s.publishes(1, windowSize)
+			s.quiet(20 * time.Millisecond) // the window is full
+			for acknowledged := range n {
+				i := pick(len(open))
+				s.ack(open[i])
+				open = slices.Delete(open, i, i+1)
+				if next := windowSize + 1 + acknowledged; next <= n {
+					open = append(open, s.publishes(next, next)...)
+				}
+				p.untilPublished(uint64(acknowledged + 1))
+				if got := p.stats().messages; got != n-acknowledged-1 {
+					t.Fatalf("%d messages after %d PUBACKs", got, acknowledged+1)
 				}
 			}
-			if got := p.stats(); got.messages != 0 || got.bytes != 0 || got.dropped != 0 || !got.connected || got.accepted[udp] != n {
+			got := p.stats()
+			if got.bytes != 0 || got.dropped != 0 || !got.connected || got.accepted[udp] != n {
 				t.Errorf("at the end: %+v", got)
 			}
 		})
@@ -340,7 +342,9 @@ func TestAcknowledgedOnce(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 			s = b.accept(packets.Accepted)
-			s.ack(s.publishes(2, 5)...)
+			for i := 2; i <= 5; i++ {
+				s.ack(s.publishes(i, i)...)
+			}
 			p.untilPublished(5)
 		})
 	}
@@ -349,47 +353,70 @@ func TestAcknowledgedOnce(t *testing.T) {
 // TestPacketIDs: no id is in flight twice, not that of STATUS_TOPIC either; at most 100 publishes are unacknowledged.
 func TestPacketIDs(t *testing.T) {
 	b := newFakeBroker(t)
-	p := prepare(t, func(c *config) { c.StatusTopic = "status" }, b.url("tcp"))
-	p.putAll(1, 150)
+	p := prepare(t, func(d *delivery) { d.statusTopic = "status" }, b.url("tcp"))
+	p.putAll(1, 1000)
 	p.start()
-	for last := range 3 { // each connection has the first one open and acknowledges others
+	for range 3 { // each connection leaves some open and acknowledges others
 		s := b.accept(packets.Accepted)
-		seen := map[uint16]bool{s.publish().MessageID: true}
-		s.ack(statusID)
-		var ids []uint16
-		for range windowSize {
-			m := s.publish()
-			if seen[m.MessageID] || m.MessageID == 0 {
-				t.Fatalf("packet id %d is in flight twice", m.MessageID)
+		open := map[uint16]bool{}
+		take := func() {
+			t.Helper()
+			id := s.publish().MessageID
+			if open[id] || id == 0 {
+				t.Fatalf("packet id %d is in flight twice", id)
 			}
-			seen[m.MessageID] = true
-			ids = append(ids, m.MessageID)
+			open[id] = true
+		}
+		ackAny := func() {
+			for id := range open {
+				if id != statusID {
+					delete(open, id)
+					s.ack(id)
+					return
+				}
+			}
+		}
+		take() // online: its id stays its own
+		s.ack(statusID)
+		take()
+		ackAny()
+		for len(open) < windowSize { // each PUBACK lets at least two messages go out until the window is full
+			take()
+			take()
+			ackAny()
+		}
+		for len(open) <= windowSize {
+			take()
 		}
 		s.quiet(20 * time.Millisecond)
-		s.ack(ids[1 : 10+last]...)
-		p.until("acknowledged", func(s queueStats) bool { return s.published == []uint64{9, 19, 30}[last] })
 		s.Close()
 	}
 }
 
-func TestBatches(t *testing.T) {
+// TestWithheldAcknowledgement: while the oldest message waits for its PUBACK, all others go out.
+func TestWithheldAcknowledgement(t *testing.T) {
 	b := newFakeBroker(t)
 	p := prepare(t, nil, b.url("mqtt"))
-	p.putAll(1, 300)
+	p.putAll(1, 400)
 	p.start()
 	s := b.accept(packets.Accepted)
-	ids := s.publishes(1, 99)
-	s.ack(ids[1:]...)
-	p.untilPublished(98)
-	s.quiet(20 * time.Millisecond) // the oldest is still open
-	s.ack(ids[0])
-	s.publishes(100, 198)
+	ids := s.publishes(1, windowSize)
+	oldest := ids[0]
+	ids = ids[1:]
+	for i := windowSize + 1; i <= 400; i++ {
+		s.ack(ids[0])
+		ids = append(ids[1:], s.publishes(i, i)...)
+	}
+	p.untilPublished(400 - windowSize)
+	s.ack(ids...)
+	s.ack(oldest)
+	p.untilPublished(400)
 }
 
 func TestResend(t *testing.T) {
 	b := newFakeBroker(t)
 	p := prepare(t, nil, b.url("tcp"))
-	p.putAll(1, 150)
+	p.putAll(1, 99)
 	p.start()
 	s := b.accept(packets.Accepted)
 	ids := s.publishes(1, 99)
@@ -397,24 +424,360 @@ func TestResend(t *testing.T) {
 	p.untilPublished(3)
 	s.Close()
 	p.until("disconnected", func(s queueStats) bool { return !s.connected })
-	p.putAll(151, 160) // meanwhile
+	p.putAll(100, 160) // meanwhile
 
-	for range 2 { // the second time nothing has been acknowledged in between
-		s = b.accept(packets.Accepted)
-		s.publishes(2, 2)
-		s.publishes(4, 4)
-		s.publishes(6, 102) // what was free is filled up
-		if s.quiet(20 * time.Millisecond); p.stats().dropped != 0 {
-			t.Errorf("%+v", p.stats())
-		}
-		s.Close()
-	}
 	s = b.accept(packets.Accepted)
 	s.ack(s.publishes(2, 2)...)
 	s.ack(s.publishes(4, 4)...)
-	s.ack(s.publishes(6, 102)...)
-	s.ack(s.publishes(103, 160)...)
+	for i := 6; i <= 160; i++ {
+		s.ack(s.publishes(i, i)...)
+	}
 	p.untilPublished(160)
+}
+
+// TestOneAtATime: after a hang-up a message goes out alone, and each PUBACK lets one more go out.
+func TestOneAtATime(t *testing.T) {
+	b := newFakeBroker(t)
+	p := prepare(t, nil, b.url("tcp"))
+	p.putAll(1, 400)
+	p.start()
+	s := b.accept(packets.Accepted)
+	s.publishes(1, windowSize)
+	s.Close()
+	s = b.accept(packets.Accepted)
+	open := s.publishes(1, 1)
+	s.quiet(20 * time.Millisecond)
+	for next := 2; next < 200; next += 2 {
+		s.ack(open[0])
+		open = append(open[1:], s.publishes(next, min(next+1, next+windowSize-len(open)))...)
+		if len(open) == windowSize {
+			break
+		}
+	}
+	s.quiet(20 * time.Millisecond)
+	if len(open) != windowSize || p.stats().dropped != 0 {
+		t.Errorf("%d unacknowledged, want %d: %+v", len(open), windowSize, p.stats())
+	}
+}
+
+// hangsUpAt is a broker that acknowledges messages, but hangs up at those that it refuses.
+type hangsUpAt struct {
+	*fakeBroker
+	refuses func(*packets.PublishPacket) bool
+	pause   time.Duration // before each PUBACK
+
+	mu          sync.Mutex
+	connections int
+	took        []string // first words of the payloads that were acknowledged
+}
+
+func newHangsUpAt(t *testing.T, refuses func(*packets.PublishPacket) bool) *hangsUpAt {
+	return &hangsUpAt{fakeBroker: newFakeBroker(t), refuses: refuses}
+}
+
+func (b *hangsUpAt) run() {
+	for {
+		conn, err := b.Accept()
+		if err != nil {
+			return
+		}
+		b.mu.Lock()
+		b.connections++
+		b.mu.Unlock()
+		go b.serve(conn)
+	}
+}
+
+func (b *hangsUpAt) serve(conn net.Conn) {
+	defer conn.Close()
+	for {
+		packet, err := packets.ReadPacket(conn)
+		if err != nil {
+			return
+		}
+		switch m := packet.(type) {
+		case *packets.ConnectPacket:
+			conn.Write([]byte("\x20\x02\x00\x00"))
+		case *packets.PingreqPacket:
+			conn.Write([]byte("\xd0\x00"))
+		case *packets.PublishPacket:
+			if b.refuses(m) {
+				return
+			}
+			time.Sleep(b.pause)
+			word, _, _ := strings.Cut(string(m.Payload), " ")
+			b.mu.Lock()
+			b.took = append(b.took, word)
+			b.mu.Unlock()
+			(&session{Conn: conn}).ack(m.MessageID)
+		}
+	}
+}
+
+// state is how many connections there were, and which messages were acknowledged.
+func (b *hangsUpAt) state() (int, []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.connections, slices.Clone(b.took)
+}
+
+// TestPoison: one message at which the broker hangs up is dropped, and all others come, in order.
+func TestPoison(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		poison []int // which messages are too large
+		n      int
+	}{
+		{
+			name:   "the only one",
+			poison: []int{1},
+			n:      1,
+		},
+		{
+			name:   "first",
+			poison: []int{1},
+			n:      300,
+		},
+		{
+			name:   "in the middle of a window",
+			poison: []int{150},
+			n:      300,
+		},
+		{
+			name:   "last",
+			poison: []int{300},
+			n:      300,
+		},
+		{
+			name:   "two in turn",
+			poison: []int{20, 21},
+			n:      40,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			b := newHangsUpAt(t, func(m *packets.PublishPacket) bool { return len(m.Payload) > 20000 })
+			go b.run()
+			p := prepare(t, func(d *delivery) { d.statusTopic = "status" }, b.url("tcp"))
+			var want []string
+			for i := 1; i <= row.n; i++ {
+				text := payload(i)
+				if slices.Contains(row.poison, i) {
+					text += strings.Repeat("sip:geheim", 3000)
+				} else {
+					want = append(want, fmt.Sprint(i))
+				}
+				p.put(udp, []byte(text))
+			}
+			p.start()
+			p.until("delivered", func(s queueStats) bool { return s.messages == 0 })
+			got := p.stats()
+			if got.published != uint64(len(want)) || got.dropped != uint64(len(row.poison)) {
+				t.Errorf("%+v", got)
+			}
+			connections, took := b.state()
+			took = slices.DeleteFunc(took, func(word string) bool { return word == "online" })
+			// After a loss messages may come once more, but none before an earlier one has come.
+			if first := firsts(took); !slices.Equal(first, want) {
+				t.Errorf("got %v", first)
+			}
+			if least := 3 * len(row.poison); connections < least+1 || connections > least+4 {
+				t.Errorf("%d connections", connections)
+			}
+			logs := p.logs.String()
+			if n := strings.Count(logs, "message dropped"); n != len(row.poison) || strings.Contains(logs, "geheim") {
+				t.Errorf("%d lines: %s", n, logs)
+			}
+			if !strings.Contains(logs, "bytes=31000 check=\"the broker's message size limit (Mosquitto: max_packet_size)") {
+				t.Errorf("no size or no advice: %s", logs)
+			}
+		})
+	}
+}
+
+// firsts are the words without repetitions.
+func firsts(words []string) (first []string) {
+	seen := map[string]bool{}
+	for _, word := range words {
+		if !seen[word] {
+			first = append(first, word)
+		}
+		seen[word] = true
+	}
+	return first
+}
+
+// TestPoisonOvertaken: a broker that acknowledges other messages, and then hangs up at the oldest.
+func TestPoisonOvertaken(t *testing.T) {
+	b := newFakeBroker(t)
+	p := prepare(t, nil, b.url("tcp"))
+	p.putAll(1, 10)
+	p.start()
+	s := b.accept(packets.Accepted)
+	s.publishes(1, 1)
+	s.ack(s.publishes(2, 10)...)
+	p.untilPublished(9)
+	s.Close()
+	for range 3 {
+		s := b.accept(packets.Accepted)
+		s.publishes(1, 1)
+		s.quiet(10 * time.Millisecond)
+		if got := p.stats().dropped; got != 0 {
+			t.Fatalf("dropped %d", got)
+		}
+		s.Close()
+	}
+	p.until("dropped", func(s queueStats) bool { return s.dropped == 1 && s.messages == 0 })
+}
+
+// TestPoisonWithLostAcknowledgements: Mosquitto closes before its PUBACKs have left it (Nagle's algorithm keeps them back), so
+// only the first one of a crowd arrives.
+func TestPoisonWithLostAcknowledgements(t *testing.T) {
+	b := newFakeBroker(t)
+	p := prepare(t, nil, b.url("tcp"))
+	const poison = 90
+	p.putAll(1, 99)
+	p.start()
+	connections := 0
+	for ; p.stats().dropped == 0; connections++ {
+		if connections == 20 {
+			t.Fatalf("not found: %+v", p.stats())
+		}
+		s := b.accept(packets.Accepted)
+		for crowd := []uint16{}; ; crowd = nil {
+			isPoison := false
+			s.SetReadDeadline(time.Now().Add(testPatience))
+			for !isPoison {
+				packet, err := packets.ReadPacket(s)
+				if err != nil {
+					break
+				}
+				m := packet.(*packets.PublishPacket)
+				isPoison = strings.HasPrefix(string(m.Payload), fmt.Sprint(poison, " "))
+				crowd = append(crowd, m.MessageID)
+				s.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+			}
+			if isPoison {
+				s.ack(crowd[:min(1, len(crowd)-1)]...)
+				break
+			}
+			s.ack(crowd...)
+		}
+		time.Sleep(5 * time.Millisecond)
+		s.Close()
+		p.until("seen", func(s queueStats) bool { return !s.connected || s.dropped > 0 })
+	}
+	if got := p.stats(); got.published != poison-1 || got.dropped != 1 {
+		t.Errorf("%+v", got)
+	}
+	t.Logf("%d connections", connections)
+	s := b.accept(packets.Accepted)
+	for i := poison + 1; i <= 99; i++ {
+		s.ack(s.publishes(i, i)...)
+	}
+	p.untilPublished(98)
+}
+
+// TestNoPoison: what happens to a connection, but not because of a message, costs none.
+func TestNoPoison(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		lose func(*fakeBroker)
+	}{
+		{
+			name: "hangs up before CONNACK",
+			lose: func(b *fakeBroker) {
+				conn, err := b.Accept()
+				if err != nil {
+					b.t.Fatal(err)
+				}
+				packets.ReadPacket(conn)
+				conn.Close()
+			},
+		},
+		{
+			name: "refuses",
+			lose: func(b *fakeBroker) { b.accept(packets.ErrRefusedServerUnavailable).Close() },
+		},
+		{
+			name: "hangs up at the status",
+			lose: func(b *fakeBroker) {
+				s := b.accept(packets.Accepted)
+				s.publish()
+				s.Close()
+			},
+		},
+		{
+			name: "doesn't acknowledge in time",
+			lose: func(b *fakeBroker) {
+				s := b.accept(packets.Accepted)
+				s.ack(s.publish().MessageID)
+				s.publishes(1, 3)
+				s.quiet(testPatience)
+				s.Close()
+			},
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			b := newFakeBroker(t)
+			p := prepare(t, func(d *delivery) { d.statusTopic = "status" }, b.url("tcp"))
+			p.putAll(1, 3)
+			p.start()
+			for range 5 {
+				row.lose(b)
+			}
+			s := b.accept(packets.Accepted)
+			s.ack(s.publish().MessageID) // online
+			for i := 1; i <= 3; i++ {
+				s.ack(s.publishes(i, i)...)
+			}
+			p.untilPublished(3)
+			if got := p.stats(); got.dropped != 0 {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+// TestHangsUpAtEverything: a forbidden topic costs at most one message for three connections, and the log says what to check.
+func TestHangsUpAtEverything(t *testing.T) {
+	b := newHangsUpAt(t, func(*packets.PublishPacket) bool { return true })
+	go b.run()
+	p := prepare(t, nil, b.url("tcp"))
+	p.putAll(1, 50)
+	p.start()
+	p.until("dropped", func(s queueStats) bool { return s.dropped == 2 })
+	if connections, _ := b.state(); connections < 6 {
+		t.Errorf("two messages lost in %d connections", connections)
+	}
+	if got := p.stats(); got.messages != 48 {
+		t.Errorf("%+v", got)
+	}
+	p.untilLogged("check=\"the broker's ACL for TOPIC, its message size limit\"")
+}
+
+// TestAcknowledgesAndHangsUp: so do some brokers whose ACL forbids TOPIC. That isn't tried again quickly for ever.
+func TestAcknowledgesAndHangsUp(t *testing.T) {
+	b := newFakeBroker(t)
+	p := prepare(t, nil, b.url("tcp"))
+	p.putAll(1, 500)
+	p.start()
+	last := time.Now()
+	for i := range maxQuickTries + 4 {
+		s := b.accept(packets.Accepted)
+		if waited := time.Since(last); i == maxQuickTries+3 && waited < 4*second {
+			t.Errorf("connection %d came after %v", i+1, waited)
+		}
+		s.ack(s.publishes(i+1, i+1)...)
+		p.untilPublished(uint64(i + 1))
+		s.Close()
+		last = time.Now()
+	}
+	p.untilLogged("check=\"the broker's ACL for TOPIC, its message size limit\"")
+	if got := p.stats(); got.dropped != 0 {
+		t.Errorf("%+v", got)
+	}
 }
 
 func TestQueueDropsTheOldestWaiting(t *testing.T) {
@@ -473,43 +836,105 @@ func TestQueueDropsTheOldestWaiting(t *testing.T) {
 	})
 }
 
-// TestReferencesAreFreed: what is acknowledged or dropped takes no memory, whatever else is queued.
-func TestReferencesAreFreed(t *testing.T) {
+// TestBuffers: what is acknowledged or dropped is used again, unless it is large: that takes no memory, whatever else is queued.
+func TestBuffers(t *testing.T) {
 	for _, row := range []struct {
 		name string
+		size int
 		end  func(p *running, s *session, id uint16)
 	}{
-		{"acknowledged", func(p *running, s *session, id uint16) { s.ack(id) }},
-		{"acknowledged, the queue full", func(p *running, s *session, id uint16) { p.putAll(1, 1100); s.ack(id) }},
-		{"dropped", nil},
+		{
+			name: "acknowledged",
+			size: reusedBytes,
+			end:  func(p *running, s *session, id uint16) { s.ack(id) },
+		},
+		{
+			name: "large, acknowledged",
+			size: reusedBytes + 1,
+			end:  func(p *running, s *session, id uint16) { s.ack(id) },
+		},
+		{
+			name: "large, acknowledged, the queue full",
+			size: reusedBytes + 1,
+			end: func(p *running, s *session, id uint16) {
+				p.putAll(1, 1100)
+				s.ack(id)
+			},
+		},
+		{
+			name: "dropped",
+			size: reusedBytes,
+		},
+		{
+			name: "large, dropped",
+			size: reusedBytes + 1,
+		},
 	} {
-		b := newFakeBroker(t)
-		p := prepare(t, nil, b.url("tcp"))
-		freed := make(chan bool, 1)
-		envelope := bytes.Repeat([]byte("x"), 1000)
-		runtime.AddCleanup(&envelope[0], func(int) { freed <- true }, 0)
-		p.put(udp, envelope)
-		envelope = nil
-		if row.end == nil {
-			p.putAll(1, 1100)
-		}
-		p.start()
-		s := b.accept(packets.Accepted)
-		if row.end != nil {
-			row.end(p, s, s.publish().MessageID)
-			p.untilPublished(1)
-		}
-		for attempt := 0; len(freed) == 0; attempt++ {
-			if attempt == 100 {
-				t.Fatalf("%s: the envelope is still referred to", row.name)
+		t.Run(row.name, func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := prepare(t, nil, b.url("tcp"))
+			freed := make(chan bool, 1)
+			envelope := bytes.Repeat([]byte("x"), row.size)
+			first := &envelope[0]
+			runtime.AddCleanup(first, func(int) { freed <- true }, 0)
+			p.put(udp, envelope)
+			envelope = nil
+			if row.end == nil {
+				p.putAll(1, 1100)
 			}
-			runtime.GC()
-			time.Sleep(time.Millisecond)
-		}
-		if s := p.stats(); row.end != nil && s.published != 1 {
-			t.Errorf("%s: %+v", row.name, s)
-		}
-		runtime.KeepAlive(p)
+			p.start()
+			s := b.accept(packets.Accepted)
+			if row.end != nil {
+				row.end(p, s, s.publish().MessageID)
+				p.untilPublished(1)
+			}
+			if row.size <= reusedBytes {
+				again := p.buffer()
+				if cap(again) < row.size || len(again) != 0 || &again[:1][0] != first {
+					t.Errorf("another buffer, of %d bytes", cap(again))
+				}
+				return
+			}
+			first = nil
+			for attempt := 0; len(freed) == 0; attempt++ {
+				if attempt == 1000 {
+					t.Fatal("the envelope is still referred to")
+				}
+				runtime.GC()
+				time.Sleep(time.Millisecond)
+			}
+			runtime.KeepAlive(p)
+		})
+	}
+}
+
+// TestBuffersAreBounded: together 1 MiB.
+func TestBuffersAreBounded(t *testing.T) {
+	p := prepare(t, func(d *delivery) { d.queueBytes = 1 })
+	for range 1000 {
+		p.put(udp, make([]byte, reusedBytes)) // dropped at once
+	}
+	kept := 0
+	for b := p.buffer(); b != nil; b = p.buffer() {
+		kept += cap(b)
+	}
+	if kept > 1<<20 {
+		t.Errorf("%d bytes are kept", kept)
+	}
+}
+
+// TestMessagesAreCopied: a broker that acknowledges what it hasn't got yet must not make one message hold another's bytes.
+func TestMessagesAreCopied(t *testing.T) {
+	p := prepare(t, nil)
+	envelope := []byte(payload(1))
+	p.put(udp, envelope)
+	out, _ := p.nextPackets(nil)
+	if _, err := p.takeAnswer(bufio.NewReader(strings.NewReader("\x40\x02\x00\x01"))); err != nil {
+		t.Fatal(err)
+	}
+	copy(p.buffer()[:1000], payload(2))
+	if !bytes.HasSuffix(out, []byte(payload(1))) {
+		t.Errorf("sent %.20q", out)
 	}
 }
 
@@ -554,7 +979,7 @@ func TestIdentity(t *testing.T) {
 	for tr := range transports {
 		senders.Go(func() {
 			for i := range 2500 {
-				p.put(tr, make([]byte, 1+mathrand.IntN(2000)))
+				p.put(tr, append(p.buffer(), make([]byte, 1+mathrand.IntN(2000))...))
 				if i%100 == 0 {
 					time.Sleep(time.Millisecond)
 				}
@@ -572,50 +997,87 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-func TestCaptureFileWaits(t *testing.T) {
+// room is how many messages of 1,000 bytes make 1 MiB.
+const room = 1<<20/1000 + 1
+
+func TestAwaitRoom(t *testing.T) {
 	b := newFakeBroker(t)
-	p := start(t, func(c *config) { c.PcapFile = "x.pcap" }, b.url("tcp"))
+	p := start(t, func(d *delivery) { d.queueBytes = 2 << 20 }, b.url("tcp"))
 	read := make(chan struct{})
 	go func() {
-		p.putAll(1, 3000)
+		for i := 1; i <= 3000; i++ {
+			p.awaitRoom()
+			p.putAll(i, i)
+		}
 		close(read)
 	}()
-	p.until("full", func(s queueStats) bool { return s.messages == 1<<20/1000 })
+	p.until("full", func(s queueStats) bool { return s.messages == room })
 	s := b.accept(packets.Accepted)
 	ids := s.publishes(1, windowSize)
 	s.quiet(20 * time.Millisecond)
-	if got := p.stats(); got.accepted[udp] != 1<<20/1000 || got.bytes > 1<<20 {
-		t.Errorf("put did not wait: %+v", got)
+	if got := p.stats(); got.accepted[udp] != room {
+		t.Errorf("it didn't wait: %+v", got)
+	}
+	for i := windowSize + 1; i <= 3000; i++ {
+		s.ack(ids[0])
+		ids = append(ids[1:], s.publishes(i, i)...)
 	}
 	s.ack(ids...)
-	for i := windowSize + 1; i <= 3000; i++ {
-		s.ack(s.publishes(i, i)...)
-	}
-	<-read
+	within(t, "the source is read", read)
 	p.untilPublished(3000)
 	if got := p.stats(); got.dropped != 0 {
 		t.Errorf("%+v", got)
 	}
 }
 
-func TestEndReleasesAWaitingPut(t *testing.T) {
-	p := start(t, func(c *config) { c.PcapFile = "x.pcap" }, newFakeBroker(t).url("tcp"))
-	read := make(chan struct{})
-	go func() {
-		p.putAll(1, 3000)
-		close(read)
-	}()
-	p.until("full", func(s queueStats) bool { return s.messages == 1<<20/1000 })
-	p.cancel()
-	p.ended()
-	<-read
-	if got := p.stats(); got.accepted[udp] != 3000 || got.dropped != 3000 {
-		t.Errorf("%+v", got)
+// within fails unless the channel is closed in time.
+func within(t *testing.T, what string, done <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(testPatience):
+		t.Fatalf("not in time: %s", what)
 	}
 }
 
+// TestAwaitRoomEnds: nobody waits for room after the end, or where room came another way than by a PUBACK.
+func TestAwaitRoomEnds(t *testing.T) {
+	t.Run("by the end", func(t *testing.T) {
+		p := start(t, nil, newFakeBroker(t).url("tcp"))
+		read := make(chan struct{})
+		go func() {
+			for i := 1; i <= 3000; i++ {
+				p.awaitRoom()
+				p.putAll(i, i)
+			}
+			close(read)
+		}()
+		p.until("full", func(s queueStats) bool { return s.messages == room-1 || s.dropped > 0 })
+		p.cancel()
+		p.ended()
+		within(t, "the source is read", read)
+		if got := p.stats(); got.accepted[udp] != 3000 || got.dropped != 3000 {
+			t.Errorf("%+v", got)
+		}
+	})
+	t.Run("by a dropped message", func(t *testing.T) {
+		b := newHangsUpAt(t, func(*packets.PublishPacket) bool { return true })
+		go b.run()
+		p := start(t, func(d *delivery) { d.queueBytes = 4 << 20 }, b.url("tcp"))
+		p.put(udp, make([]byte, 2<<20))
+		room := make(chan struct{})
+		go func() {
+			p.awaitRoom()
+			close(room)
+		}()
+		within(t, "room", room)
+		close(p.drain) // and nothing is left
+		p.ended()
+	})
+}
+
 func TestDrain(t *testing.T) {
-	status := func(c *config) { c.StatusTopic = "status" }
+	status := func(d *delivery) { d.statusTopic = "status" }
 	disconnects := func(t *testing.T, s *session) {
 		t.Helper()
 		if packet, ok := s.next().(*packets.DisconnectPacket); !ok {
@@ -639,15 +1101,18 @@ func TestDrain(t *testing.T) {
 		s := b.accept(packets.Accepted)
 		close(p.drain)
 		s.ack(s.publish().MessageID) // online
-		for first := 1; first <= 250; first += windowSize {
-			ids := s.publishes(first, min(first+windowSize-1, 250))
-			select {
-			case <-p.done:
-				t.Fatal("ended while something was unacknowledged")
-			case <-time.After(20 * time.Millisecond):
-			}
-			s.ack(ids...)
+		ids := s.publishes(1, windowSize)
+		for i := windowSize + 1; i <= 250; i++ {
+			s.ack(ids[0])
+			ids = append(ids[1:], s.publishes(i, i)...)
 		}
+		s.ack(ids[1:]...)
+		select {
+		case <-p.done:
+			t.Fatal("ended while something was unacknowledged")
+		case <-time.After(50 * time.Millisecond):
+		}
+		s.ack(ids[0])
 		if m := s.publish(); m.TopicName != "status" || string(m.Payload) != "offline" || !m.Retain || m.MessageID != statusID {
 			t.Errorf("got %v, want offline", m)
 		}
@@ -667,7 +1132,9 @@ func TestDrain(t *testing.T) {
 		close(p.drain)
 		s.Close()
 		s = b.accept(packets.Accepted)
-		s.ack(s.publishes(1, 10)...)
+		for i := 1; i <= 10; i++ {
+			s.ack(s.publishes(i, i)...)
+		}
 		disconnects(t, s)
 		p.ended()
 		if got := p.stats().published; got != 10 {
@@ -709,7 +1176,12 @@ func TestDrain(t *testing.T) {
 		close(p.drain)
 		s.ack(ids[:40]...)
 		p.untilPublished(40)
+		s.publishes(100, 120)
 		p.cancel()
+		if m := s.publish(); m.TopicName != "status" || string(m.Payload) != "offline" || !m.Retain {
+			t.Errorf("got %v, want offline", m)
+		}
+		disconnects(t, s)
 		p.ended()
 		if got := p.stats(); got.published != 40 || got.dropped != 80 {
 			t.Errorf("%+v", got)
@@ -718,14 +1190,12 @@ func TestDrain(t *testing.T) {
 			t.Error(logs)
 		}
 		s.ack(ids[40:]...) // too late
-		if rest := s.closed(); len(rest) > 0 {
-			t.Errorf("got %x, want an end without DISCONNECT, for which the will is published", rest)
-		}
+		s.closed()
 		if got := p.stats(); got.published != 40 || got.dropped != 80 || got.connected {
 			t.Errorf("%+v", got)
 		}
 	})
-	t.Run("time is up between two batches", func(t *testing.T) {
+	t.Run("time is up while nothing waits", func(t *testing.T) {
 		b := newFakeBroker(t)
 		p := start(t, status, b.url("tcp"))
 		s := b.accept(packets.Accepted)
@@ -762,34 +1232,130 @@ func TestEndWhileConnecting(t *testing.T) {
 // TestHostileBroker has a broker do what none may. All that comes of it is a new connection.
 func TestHostileBroker(t *testing.T) {
 	rows := []struct {
-		name, answer string // instead of CONNACK, or after it
-		log          string
+		name   string
+		answer string // instead of CONNACK, or after it
+		log    string
 	}{
-		{"garbage", "\xde\xad\xbe\xef\x00\x01\x02\x03", "dead"},
-		{"text", "HTTP/1.1 400 Bad Request\r\n\r\n", "4854"},
-		{"nothing", "", "EOF"},
-		{"half a CONNACK", "\x20\x02\x00", "EOF"},
-		{"CONNACK too long", "\x20\x03\x00\x00\x00", "2003"},
-		{"refused", "\x20\x02\x00\x05", "Connection Refused: Not Authorised (5)"},
-		{"unknown code", "\x20\x02\x00\x63", "(99)"},
-		{"PUBACK first", "\x40\x02\x00\x01", "4002"},
-		{"PUBACK for a status first", "\x40\x02\x00\x64", "4002"},
-		{"PINGRESP first", "\xd0\x00\xd0\x00", "d000"},
-		{"huge first", "\x20\xff\xff\xff\x7f", "20ff"},
-
-		{"second CONNACK", "\x20\x02\x00\x00\x20\x02\x00\x00", "2002"},
-		{"publish, QoS 0", "\x20\x02\x00\x00\x30\x06\x00\x03sipx", "3006"},
-		{"publish, QoS 1", "\x20\x02\x00\x00\x32\x08\x00\x03sip\x00\x01x", "3208"},
-		{"publish of 256 MB", "\x20\x02\x00\x00\x30\xff\xff\xff\x7f\x00\x03sip", "30ff"},
-		{"SUBACK", "\x20\x02\x00\x00\x90\x03\x00\x01\x00", "9003"},
-		{"PUBREC", "\x20\x02\x00\x00\x50\x02\x00\x01", "5002"},
-		{"PUBCOMP", "\x20\x02\x00\x00\x70\x02\x00\x01", "7002"},
-		{"DISCONNECT", "\x20\x02\x00\x00\xe0\x00\xe0\x00", "e000"},
-		{"PUBACK too long", "\x20\x02\x00\x00\x40\x04\x00\x01\x00\x00", "4004"},
-		{"PUBACK with flags", "\x20\x02\x00\x00\x42\x02\x00\x01", "4202"},
-		{"PINGRESP too long", "\x20\x02\x00\x00\xd0\x02\x00\x00", "d002"},
-		{"type 0", "\x20\x02\x00\x00\x00\x00\x00\x00", "0000"},
-		{"half a PUBACK", "\x20\x02\x00\x00\x40\x02\x00", "EOF"},
+		{
+			name:   "garbage",
+			answer: "\xde\xad\xbe\xef\x00\x01\x02\x03",
+			log:    "dead",
+		},
+		{
+			name:   "text",
+			answer: "HTTP/1.1 400 Bad Request\r\n\r\n",
+			log:    "4854",
+		},
+		{
+			name:   "nothing",
+			answer: "",
+			log:    "EOF",
+		},
+		{
+			name:   "half a CONNACK",
+			answer: "\x20\x02\x00",
+			log:    "EOF",
+		},
+		{
+			name:   "CONNACK too long",
+			answer: "\x20\x03\x00\x00\x00",
+			log:    "2003",
+		},
+		{
+			name:   "refused",
+			answer: "\x20\x02\x00\x05",
+			log:    "Connection Refused: Not Authorised (5)",
+		},
+		{
+			name:   "unknown code",
+			answer: "\x20\x02\x00\x63",
+			log:    "(99)",
+		},
+		{
+			name:   "PUBACK first",
+			answer: "\x40\x02\x00\x01",
+			log:    "4002",
+		},
+		{
+			name:   "PUBACK for a status first",
+			answer: "\x40\x02\x00\x64",
+			log:    "4002",
+		},
+		{
+			name:   "PINGRESP first",
+			answer: "\xd0\x00\xd0\x00",
+			log:    "d000",
+		},
+		{
+			name:   "huge first",
+			answer: "\x20\xff\xff\xff\x7f",
+			log:    "20ff",
+		},
+		{
+			name:   "second CONNACK",
+			answer: "\x20\x02\x00\x00\x20\x02\x00\x00",
+			log:    "2002",
+		},
+		{
+			name:   "publish, QoS 0",
+			answer: "\x20\x02\x00\x00\x30\x06\x00\x03sipx",
+			log:    "3006",
+		},
+		{
+			name:   "publish, QoS 1",
+			answer: "\x20\x02\x00\x00\x32\x08\x00\x03sip\x00\x01x",
+			log:    "3208",
+		},
+		{
+			name:   "publish of 256 MB",
+			answer: "\x20\x02\x00\x00\x30\xff\xff\xff\x7f\x00\x03sip",
+			log:    "30ff",
+		},
+		{
+			name:   "SUBACK",
+			answer: "\x20\x02\x00\x00\x90\x03\x00\x01\x00",
+			log:    "9003",
+		},
+		{
+			name:   "PUBREC",
+			answer: "\x20\x02\x00\x00\x50\x02\x00\x01",
+			log:    "5002",
+		},
+		{
+			name:   "PUBCOMP",
+			answer: "\x20\x02\x00\x00\x70\x02\x00\x01",
+			log:    "7002",
+		},
+		{
+			name:   "DISCONNECT",
+			answer: "\x20\x02\x00\x00\xe0\x00\xe0\x00",
+			log:    "e000",
+		},
+		{
+			name:   "PUBACK too long",
+			answer: "\x20\x02\x00\x00\x40\x04\x00\x01\x00\x00",
+			log:    "4004",
+		},
+		{
+			name:   "PUBACK with flags",
+			answer: "\x20\x02\x00\x00\x42\x02\x00\x01",
+			log:    "4202",
+		},
+		{
+			name:   "PINGRESP too long",
+			answer: "\x20\x02\x00\x00\xd0\x02\x00\x00",
+			log:    "d002",
+		},
+		{
+			name:   "type 0",
+			answer: "\x20\x02\x00\x00\x00\x00\x00\x00",
+			log:    "0000",
+		},
+		{
+			name:   "half a PUBACK",
+			answer: "\x20\x02\x00\x00\x40\x02\x00",
+			log:    "EOF",
+		},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
@@ -826,7 +1392,7 @@ func TestHugeLengthAllocatesNothing(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for _, packet := range []string{"\x30\xff\xff\xff\x7f", "\x20\xff\xff\xff\x7f"} {
-		if p.receive(bufio.NewReader(strings.NewReader(packet))) == nil {
+		if _, err := p.takeAnswer(bufio.NewReader(strings.NewReader(packet))); err == nil {
 			t.Errorf("%x was taken", packet)
 		}
 	}
@@ -840,7 +1406,7 @@ func TestPasswordIsReadAnew(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "password")
 	os.WriteFile(file, []byte("guess4711\n"), 0o600)
 	b := newFakeBroker(t)
-	p := start(t, func(c *config) { c.Username, c.PasswordFile = "joe", file }, b.url("tcp"))
+	p := start(t, func(d *delivery) { d.username, d.passwordFile = "joe", file }, b.url("tcp"))
 	for range 3 {
 		s := b.accept(packets.ErrRefusedBadUsernameOrPassword)
 		if !s.connect.UsernameFlag || s.connect.Username != "joe" || string(s.connect.Password) != "guess4711" {
@@ -873,8 +1439,10 @@ func TestPasswordIsReadAnew(t *testing.T) {
 			t.Errorf("%q is logged %d times, want once a minute: %s", reason, n, logs)
 		}
 	}
-	if n := strings.Count(logs, "level=ERROR"); n != 2 || !strings.Contains(logs, "check=\"BROKER; if refused USERNAME, PASSWORD, PASSWORD_FILE") {
-		t.Errorf("%d errors, want two that say what to check: %s", n, logs)
+	for _, check := range []string{`"USERNAME, PASSWORD, PASSWORD_FILE, CLIENT_ID"`, "PASSWORD_FILE\n"} {
+		if n := strings.Count(logs, " check="+check); n != 1 {
+			t.Errorf("check=%s stands there %d times: %s", check, n, logs)
+		}
 	}
 }
 
@@ -955,7 +1523,7 @@ func TestBackoff(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	b := newFakeBroker(t)
-	p := start(t, func(c *config) { c.StatusTopic = "status/1" }, b.url("tcp"))
+	p := start(t, func(d *delivery) { d.statusTopic = "status/1" }, b.url("tcp"))
 	s := b.accept(packets.Accepted)
 	c := s.connect
 	if !c.WillFlag || c.WillTopic != "status/1" || string(c.WillMessage) != "offline" || !c.WillRetain || c.WillQos != 1 {
@@ -974,7 +1542,8 @@ func TestStatus(t *testing.T) {
 	s.Close()
 	s = b.accept(packets.Accepted)
 	online()
-	s.ack(s.publishes(1, 2)...)
+	s.ack(s.publishes(1, 1)...)
+	s.ack(s.publishes(2, 2)...)
 	p.untilPublished(2)
 
 	start(t, nil, b.url("tcp"))
@@ -992,12 +1561,11 @@ func TestKeepAlive(t *testing.T) {
 		s.SetReadDeadline(time.Now().Add(testPatience))
 		begin := time.Now()
 		for range 3 {
-			for s.pings = 0; s.pings < 2; s.pings++ {
-				if packet, _ := packets.ReadPacket(s); packet == nil || packet.Details() != (packets.Details{}) {
-					t.Fatalf("got %v, want PINGREQ", packet)
-				}
-				packets.NewControlPacket(packets.Pingresp).Write(s)
+			packet, _ := packets.ReadPacket(s)
+			if _, ok := packet.(*packets.PingreqPacket); !ok {
+				t.Fatalf("got %v, want PINGREQ", packet)
 			}
+			packets.NewControlPacket(packets.Pingresp).Write(s)
 		}
 		if took := time.Since(begin); took < 14*second || took > 25*second {
 			t.Errorf("three pings in %v", took)
@@ -1040,7 +1608,7 @@ func TestKeepAlive(t *testing.T) {
 	t.Run("the broker does not read", func(t *testing.T) {
 		t.Parallel()
 		b := newFakeBroker(t)
-		p := prepare(t, func(c *config) { c.QueueMB = 64 }, b.url("tcp"))
+		p := prepare(t, func(d *delivery) { d.queueBytes = 64 << 20 }, b.url("tcp"))
 		for range windowSize {
 			p.put(udp, make([]byte, 500_000)) // more than the sockets hold
 		}
@@ -1141,19 +1709,61 @@ func TestTLS(t *testing.T) {
 	roots.AppendCertsFromPEM(authority)
 
 	for _, row := range []struct {
-		name, ca, client string
-		server           *tls.Config
-		fails            string
+		name   string
+		ca     string
+		client string
+		server *tls.Config
+		fails  string
 	}{
-		{name: "own authority", ca: dir},
-		{name: "wrong authority", ca: other, fails: "unknown authority"},
-		{name: "system authorities", fails: "unknown authority"},
-		{name: "no such file", ca: "/nonexistent", fails: "no such file"},
-		{name: "client certificate", ca: dir, client: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}},
-		{name: "client certificate, TLS 1.2", ca: dir, client: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: tls.VersionTLS12}},
-		{name: "client certificate missing", ca: dir, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}, fails: "certificate required"},
-		{name: "client certificate wrong", ca: dir, client: other, server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}, fails: "tls: "},
-		{name: "TLS 1.1", ca: dir, server: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, fails: "tls: "},
+		{
+			name: "own authority",
+			ca:   dir,
+		},
+		{
+			name:  "wrong authority",
+			ca:    other,
+			fails: "unknown authority",
+		},
+		{
+			name:  "system authorities",
+			fails: "unknown authority",
+		},
+		{
+			name:  "no such file",
+			ca:    "/nonexistent",
+			fails: "no such file",
+		},
+		{
+			name:   "client certificate",
+			ca:     dir,
+			client: dir,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert},
+		},
+		{
+			name:   "client certificate, TLS 1.2",
+			ca:     dir,
+			client: dir,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: tls.VersionTLS12},
+		},
+		{
+			name:   "client certificate missing",
+			ca:     dir,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert},
+			fails:  "certificate required",
+		},
+		{
+			name:   "client certificate wrong",
+			ca:     dir,
+			client: other,
+			server: &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert},
+			fails:  "tls: ",
+		},
+		{
+			name:   "TLS 1.1",
+			ca:     dir,
+			server: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+			fails:  "tls: ",
+		},
 	} {
 		for _, scheme := range []string{"ssl", "tls", "mqtts"} {
 			t.Run(row.name+" "+scheme, func(t *testing.T) {
@@ -1165,12 +1775,12 @@ func TestTLS(t *testing.T) {
 				}
 				server.Certificates, server.ClientCAs = []tls.Certificate{pair}, roots
 				l := tls.NewListener(wire, server)
-				p := prepare(t, func(c *config) {
+				p := prepare(t, func(d *delivery) {
 					if row.ca != "" {
-						c.CAFile = row.ca + "/ca.pem"
+						d.caFile = row.ca + "/ca.pem"
 					}
 					if row.client != "" {
-						c.CertFile, c.KeyFile = row.client+"/client.pem", row.client+"/client.key"
+						d.certFile, d.keyFile = row.client+"/client.pem", row.client+"/client.key"
 					}
 				}, b.url(scheme))
 				p.put(udp, []byte("INVITE sip:secret"))
@@ -1231,7 +1841,7 @@ func TestWebsocket(t *testing.T) {
 			}
 			defer server.Close()
 			broker := &url.URL{Scheme: scheme, Host: server.Listener.Addr().String(), Path: "/mqtt", RawQuery: "a=b"}
-			p := start(t, func(c *config) { c.CAFile = dir + "/ca.pem" }, broker)
+			p := start(t, func(d *delivery) { d.caFile = dir + "/ca.pem" }, broker)
 			p.putAll(1, 300)
 			s := newSession(t, <-conns, packets.Accepted)
 			for i := 1; i <= 300; i++ {
@@ -1307,6 +1917,827 @@ func (f *frames) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
+// delayed is a proxy to a broker that takes its time in both directions.
+func delayed(t *testing.T, broker net.Listener, delay time.Duration) *url.URL {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	type chunk struct {
+		due  time.Time
+		data []byte
+	}
+	forward := func(to, from net.Conn) {
+		chunks := make(chan chunk, 10000)
+		go func() {
+			defer close(chunks)
+			for {
+				b := make([]byte, 64<<10)
+				n, err := from.Read(b)
+				if err != nil {
+					return
+				}
+				chunks <- chunk{time.Now().Add(delay), b[:n]}
+			}
+		}()
+		for c := range chunks {
+			time.Sleep(time.Until(c.due))
+			to.Write(c.data)
+		}
+		to.Close()
+	}
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", broker.Addr().String())
+			if err != nil {
+				client.Close()
+				return
+			}
+			go forward(server, client)
+			go forward(client, server)
+		}
+	}()
+	return &url.URL{Scheme: "tcp", Host: l.Addr().String()}
+}
+
+// TestLatency: at a round trip of 100 ms a message takes half of that, and doesn't wait for others' acknowledgements.
+func TestLatency(t *testing.T) {
+	b := newFakeBroker(t)
+	p := start(t, nil, delayed(t, b.Listener, 50*time.Millisecond))
+	s := b.accept(packets.Accepted)
+	p.until("connected", func(s queueStats) bool { return s.connected })
+	const n = 75
+	sent := make([]time.Time, n+1)
+	var mu sync.Mutex
+	go func() {
+		for i := 1; i <= n; i++ {
+			mu.Lock()
+			sent[i] = time.Now()
+			mu.Unlock()
+			p.putAll(i, i)
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	var took []time.Duration
+	for i := 1; i <= n; i++ {
+		s.ack(s.publishes(i, i)...)
+		mu.Lock()
+		took = append(took, time.Since(sent[i]))
+		mu.Unlock()
+	}
+	slices.Sort(took)
+	t.Logf("p50 %v, p95 %v", took[n/2], took[n*95/100])
+	if took[n/2] < 50*time.Millisecond || took[n/2] > 70*time.Millisecond {
+		t.Errorf("p50 %v", took[n/2])
+	}
+	p.untilPublished(n)
+}
+
+// TestIdle: nothing polls. All that happens is a ping every 200 ms.
+func TestIdle(t *testing.T) {
+	b := newHangsUpAt(t, func(*packets.PublishPacket) bool { return false })
+	go b.run()
+	p := start(t, nil, b.url("tcp"))
+	p.putAll(1, 10)
+	p.untilPublished(10)
+	least := int64(1 << 62)
+	for range 5 { // other tests may leave something behind that ends soon
+		var before, after syscall.Rusage
+		syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+		time.Sleep(time.Second)
+		syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+		least = min(least, after.Nvcsw-before.Nvcsw)
+		if least < 100 {
+			break
+		}
+	}
+	t.Logf("%d context switches a second", least)
+	if least >= 100 {
+		t.Errorf("%d context switches a second", least)
+	}
+}
+
+// TestPace: how many messages may be sent, asked at some moments.
+func TestPace(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		rate  int
+		asked time.Duration // how often it's asked
+		for1s int           // messages in a second, at least; one more at most
+		burst int           // most of them at once
+	}{
+		{
+			name:  "1 a second",
+			rate:  1,
+			asked: time.Millisecond,
+			for1s: 1,
+			burst: 1,
+		},
+		{
+			name:  "80 a second",
+			rate:  80,
+			asked: time.Millisecond,
+			for1s: 80,
+			burst: 1,
+		},
+		{
+			name:  "1,000 a second, asked a bit late",
+			rate:  1000,
+			asked: 1100 * time.Microsecond,
+			for1s: 999,
+			burst: 2,
+		},
+		{
+			name:  "80 a second, asked too seldom",
+			rate:  80,
+			asked: 50 * time.Millisecond,
+			for1s: 20,
+			burst: 1,
+		},
+		{
+			name:  "100,000 a second",
+			rate:  100000,
+			asked: time.Millisecond,
+			for1s: 100000,
+			burst: 101,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := prepare(t, func(d *delivery) { d.maxRate = row.rate })
+			moment := time.Now()
+			for _, pause := range []time.Duration{0, time.Hour, 0} { // a pause is no reason for a burst
+				moment = moment.Add(pause)
+				total, most := 0, 0
+				for end := moment.Add(time.Second); moment.Before(end); moment = moment.Add(row.asked) {
+					n := 0
+					for ; !p.due.After(moment); n++ {
+						p.pace(moment)
+					}
+					total += n
+					most = max(most, n)
+				}
+				// a step is made up for at a beginning
+				if total < row.for1s || total > row.for1s+1+row.rate/1000 || most > row.burst {
+					t.Errorf("%d messages, at most %d at once", total, most)
+				}
+			}
+		})
+	}
+}
+
+// TestMaxRate sees the messages come evenly, those that are sent again, too.
+func TestMaxRate(t *testing.T) {
+	for _, rate := range []int{50, 400, 20000} {
+		t.Run(fmt.Sprint(rate), func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := prepare(t, func(d *delivery) { d.maxRate = rate }, b.url("tcp"))
+			n := min(rate, 1000)
+			p.putAll(1, n)
+			p.start()
+			var came []time.Time
+			for range 2 {
+				s := b.accept(packets.Accepted)
+				first := 1 + int(p.stats().published)
+				for i := first; i <= min(n, first+n/2); i++ {
+					s.ack(s.publishes(i, i)...)
+					came = append(came, time.Now())
+				}
+				p.untilPublished(uint64(min(n, first+n/2)))
+				s.Close()
+			}
+			took := came[len(came)-1].Sub(came[0])
+			if least := time.Duration(len(came)-1) * time.Second / time.Duration(rate); took < least-2*step {
+				t.Errorf("%d messages in %v, want at least %v", len(came), took, least)
+			}
+			const window = 100 * time.Millisecond
+			for i := range came {
+				within := 0
+				for _, at := range came[i:] {
+					if at.Sub(came[i]) < window {
+						within++
+					}
+				}
+				// some room, as the test may be late to see one
+				if most := int(int64(rate)*int64(window)/int64(time.Second))*3/2 + 2; within > most {
+					t.Fatalf("%d messages within %v, want at most %d", within, window, most)
+				}
+			}
+		})
+	}
+}
+
+// throttling is a broker that acknowledges 100 messages a second, by tens, and ignores what is over that, as AWS IoT does.
+func throttling(conn net.Conn) {
+	var recent []time.Time
+	for {
+		packet, err := packets.ReadPacket(conn)
+		if err != nil {
+			return
+		}
+		switch m := packet.(type) {
+		case *packets.ConnectPacket:
+			conn.Write([]byte("\x20\x02\x00\x00"))
+		case *packets.PingreqPacket:
+			conn.Write([]byte("\xd0\x00"))
+		case *packets.PublishPacket:
+			recent = slices.DeleteFunc(recent, func(at time.Time) bool { return time.Since(at) > 100*time.Millisecond })
+			if len(recent) < 10 {
+				recent = append(recent, time.Now())
+				(&session{Conn: conn}).ack(m.MessageID)
+			}
+		}
+	}
+}
+
+func TestThrottlingBroker(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		maxRate int
+	}{
+		{
+			name:    "with MAX_RATE",
+			maxRate: 80,
+		},
+		{
+			name: "without",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			b := newFakeBroker(t)
+			go func() {
+				for {
+					conn, err := b.Accept()
+					if err != nil {
+						return
+					}
+					go throttling(conn)
+				}
+			}()
+			p := prepare(t, func(d *delivery) { d.maxRate = row.maxRate }, b.url("tcp"))
+			p.putAll(1, 150)
+			p.start()
+			if row.maxRate > 0 {
+				p.untilPublished(150)
+				if n := strings.Count(p.logs.String(), "no connection"); n > 0 {
+					t.Errorf("lost connections: %s", p.logs)
+				}
+				return
+			}
+			p.untilLogged("PUBACKs are late: i/o timeout\" check=\"the broker's quotas, MAX_RATE\"")
+			p.until("further", func(s queueStats) bool { return s.published > 30 })
+			if got := p.stats(); got.dropped > 0 {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestParseBroker(t *testing.T) {
+	for text, want := range map[string]string{
+		"tcp://h":                       "tcp://h:1883",
+		" mqtt://h ":                    "mqtt://h:1883",
+		"ssl://broker.example":          "ssl://broker.example:8883",
+		"tls://192.0.2.1:":              "tls://192.0.2.1:8883",
+		"mqtts://[2001:db8::1]":         "mqtts://[2001:db8::1]:8883",
+		"tcp://[fe80::1%25eth0]:1":      "tcp://[fe80::1%25eth0]:1",
+		"ws://h":                        "ws://h:80",
+		"wss://h":                       "wss://h:443",
+		"ws://h:8080/mqtt?a=b":          "ws://h:8080/mqtt?a=b",
+		"TCP://h:65535/":                "tcp://h:65535/",
+		"tcp://a_b.example.:8883":       "tcp://a_b.example.:8883",
+		"":                              "",
+		"h":                             "",
+		"h:1883":                        "",
+		"//h":                           "",
+		"http://h":                      "",
+		"tcp6://h":                      "",
+		"tcp://":                        "",
+		"tcp://:1883":                   "",
+		"tcp://h:0":                     "",
+		"tcp://h:65536":                 "",
+		"tcp://h:x":                     "",
+		"tcp://h/path":                  "",
+		"tcp://h?query":                 "",
+		"tcp://h#fragment":              "",
+		"ws://h/#fragment":              "",
+		"tcp://[::1":                    "",
+		"unix:///run/broker":            "",
+		"tcp://u@h":                     "",
+		"ws://h/@":                      "",
+		"tcp://h:1883;tcp://other:1883": "",
+	} {
+		broker, err := parseBroker(text)
+		if want == "" {
+			if err == nil || !strings.Contains(err.Error(), "want a URL such as tcp://broker.example:1883") {
+				t.Errorf("%q: %v, %v", text, broker, err)
+			}
+			continue
+		}
+		if err != nil || broker.String() != want {
+			t.Errorf("%q: %v, %v; want %s", text, broker, err, want)
+		}
+	}
+}
+
+// TestBrokerSecrets: no error shows a password, and it says where a password goes.
+func TestBrokerSecrets(t *testing.T) {
+	for _, text := range []string{
+		"tcp://user:geheim@h:1883",
+		"tcp://user:geheim%40h:1883",
+		"tcp://user:geheim h",
+		"tcp://user:geheim",
+		"user:geheim@h",
+		"user:geheim",
+		"us.er:geheim h",
+		"tcp:user:geheim@h",
+		"ssl:/user:geheim@h",
+		"tcp://us er:geheim@h",
+		"http://user:geheim@h",
+		"tcp://u:12/geheim@h",
+		"tcp://user:geheim\\@h",
+		"tcp://h:1883?password=geheim",
+		"ws://user:geheim@h/mqtt",
+		"ws://h/mqtt?token=geheim#x",
+		"tcp://user:%67eheim:1883",
+		"tcp://user:geheim:1883",
+		"tcp://user:geheim\n@h",
+	} {
+		broker, err := parseBroker(text)
+		if err == nil {
+			t.Errorf("%q is taken for %v", text, broker)
+			continue
+		}
+		if got := err.Error(); strings.Contains(got, "eheim") || !strings.Contains(got, "PASSWORD_FILE") {
+			t.Errorf("%q: %s", text, got)
+		}
+	}
+}
+
+func TestReadPassword(t *testing.T) {
+	long := strings.Repeat("x", 65535)
+	for _, row := range []struct {
+		name string
+		text string
+		want string // empty: an error
+	}{
+		{
+			name: "bare",
+			text: "geheim",
+			want: "geheim",
+		},
+		{
+			name: "a line",
+			text: "geheim\n",
+			want: "geheim",
+		},
+		{
+			name: "a line with CRLF",
+			text: "geheim\r\n",
+			want: "geheim",
+		},
+		{
+			name: "only the last line end goes",
+			text: " ge\nheim\r\n\n",
+			want: " ge\nheim\r\n",
+		},
+		{
+			name: "CR alone is no line end",
+			text: "geheim\r",
+			want: "geheim\r",
+		},
+		{
+			name: "longest",
+			text: long,
+			want: long,
+		},
+		{
+			name: "longest with CRLF",
+			text: long + "\r\n",
+			want: long,
+		},
+		{
+			name: "too long",
+			text: long + "x",
+		},
+		{
+			name: "far too long",
+			text: long + long,
+		},
+		{
+			name: "empty",
+			text: "",
+		},
+		{
+			name: "LF",
+			text: "\n",
+		},
+		{
+			name: "CRLF",
+			text: "\r\n",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "password")
+			if err := os.WriteFile(file, []byte(row.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := (&delivery{passwordFile: file}).readPassword()
+			if (err != nil) != (row.want == "") || err == nil && got != row.want {
+				t.Errorf("%.20q, %v; want %.20q", got, err, row.want)
+			}
+			if err != nil && len(err.Error()) > 300 {
+				t.Errorf("an error of %d bytes", len(err.Error()))
+			}
+		})
+	}
+	t.Run("/dev/zero", func(t *testing.T) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if got, err := (&delivery{passwordFile: "/dev/zero"}).readPassword(); err == nil {
+				t.Errorf("a password of %d bytes", len(got))
+			}
+		}()
+		within(t, "the error", done)
+	})
+	if got, err := (&delivery{password: "geheim\n"}).readPassword(); got != "geheim\n" || err != nil {
+		t.Errorf("PASSWORD: %q, %v", got, err)
+	}
+	if _, err := (&delivery{passwordFile: "/nonexistent"}).readPassword(); err == nil {
+		t.Error("no error without the file")
+	}
+}
+
+func TestALPN(t *testing.T) {
+	dir := certificates(t)
+	for _, row := range []struct {
+		broker string
+		client bool
+		alpn   []string
+		want   []string
+	}{
+		{
+			broker: "ssl://x-ats.iot.eu-west-1.amazonaws.com:443",
+			client: true,
+			want:   []string{"x-amzn-mqtt-ca"},
+		},
+		{
+			broker: "tls://X.IOT.AmazonAWS.com:443",
+			client: true,
+			want:   []string{"x-amzn-mqtt-ca"},
+		},
+		{
+			broker: "ssl://x.iot.eu-west-1.amazonaws.com:8883",
+			client: true,
+		},
+		{
+			broker: "ssl://x.iot.eu-west-1.amazonaws.com:443",
+		},
+		{
+			broker: "ssl://broker.example:443",
+			client: true,
+		},
+		{
+			broker: "ssl://amazonaws.com.broker.example:443",
+			client: true,
+		},
+		{
+			broker: "ssl://notamazonaws.com:443",
+			client: true,
+		},
+		{
+			broker: "ssl://broker.example:8883",
+			alpn:   []string{"mqtt", "x"},
+			want:   []string{"mqtt", "x"},
+		},
+		{
+			broker: "ssl://x.iot.eu-west-1.amazonaws.com:443",
+			client: true,
+			alpn:   []string{"mqtt"},
+			want:   []string{"mqtt"},
+		},
+		{
+			broker: "wss://x.iot.eu-west-1.amazonaws.com",
+			client: true,
+			alpn:   []string{"mqtt"},
+			want:   []string{"http/1.1"},
+		},
+		{
+			broker: "wss://x.iot.eu-west-1.amazonaws.com:443",
+			client: true,
+			want:   []string{"http/1.1"},
+		},
+	} {
+		broker, err := parseBroker(row.broker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &delivery{alpn: row.alpn}
+		if row.client {
+			d.certFile = dir + "/client.pem"
+			d.keyFile = dir + "/client.key"
+		}
+		config, err := d.tlsConfig(broker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(config.NextProtos, row.want) {
+			t.Errorf("%s, %v: %v, want %v", row.broker, row.alpn, config.NextProtos, row.want)
+		}
+		if config.MinVersion != tls.VersionTLS12 || config.InsecureSkipVerify || config.ServerName != broker.Hostname() {
+			t.Errorf("%s: not verified", row.broker)
+		}
+	}
+}
+
+// TestNoProxy: HTTP_PROXY and its like don't decide where data goes. They are read once in a process, so this is a process of
+// its own; and not for addresses of this machine, so the broker has one that nobody has (RFC 5737).
+func TestNoProxy(t *testing.T) {
+	proxy := os.Getenv("TEST_PROXY")
+	if proxy != "" {
+		for _, scheme := range []string{"ws", "wss", "tcp", "ssl"} {
+			broker := &url.URL{Scheme: scheme, Host: "192.0.2.1:80"}
+			conn, err := newPublisher(&delivery{}, slog.New(slog.DiscardHandler)).dial(context.Background(), broker)
+			if err == nil {
+				conn.Close()
+			}
+		}
+		return
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked := make(chan struct{})
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			close(asked)
+			conn.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+	defer cancel()
+	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestNoProxy$")
+	child.Env = os.Environ()
+	address := "http://" + l.Addr().String()
+	for _, name := range []string{"TEST_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
+		child.Env = append(child.Env, name+"="+address)
+	}
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	select {
+	case <-asked:
+		t.Error("the proxy was asked")
+	default:
+	}
+}
+
+// TestSwallowedSYN: a broker that never answers a SYN costs 5 units, not the minutes of the kernel.
+func TestSwallowedSYN(t *testing.T) {
+	full, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(full)
+	if err := syscall.Bind(full, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(full, 0); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := fmt.Sprint("127.0.0.1:", address.(*syscall.SockaddrInet4).Port)
+	for isFull := false; !isFull; {
+		conn, err := net.DialTimeout("tcp", host, 100*time.Millisecond)
+		isFull = err != nil
+		if err == nil {
+			defer conn.Close()
+		}
+	}
+	b := newFakeBroker(t)
+	for _, scheme := range []string{"tcp", "ssl", "ws"} {
+		begin := time.Now()
+		p := start(t, nil, &url.URL{Scheme: scheme, Host: host}, b.url("tcp"))
+		b.accept(packets.Accepted)
+		if took := time.Since(begin); took < 4*second || took > 15*second {
+			t.Errorf("%s: the next broker had its turn after %v", scheme, took)
+		}
+		p.untilLogged("timeout\" check=BROKER")
+	}
+}
+
+// TestJitter: publishers that lost their broker together don't come back in step.
+func TestJitter(t *testing.T) {
+	var waits []time.Duration
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range 10 {
+		b := newFakeBroker(t)
+		start(t, nil, b.url("tcp"))
+		all.Go(func() {
+			var last time.Time
+			for range 4 { // the third wait is 4 units and up to 2 more
+				last = time.Now()
+				conn, err := b.Accept()
+				if err != nil {
+					return
+				}
+				conn.Close()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			waits = append(waits, time.Since(last))
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	within(t, "all attempts", done)
+	if len(waits) != 10 || slices.Max(waits)-slices.Min(waits) < second/2 {
+		t.Errorf("in step: %v", waits)
+	}
+}
+
+func lines(text, part string) (n int) {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestFailureLog: a reason is logged at once, then counted for a minute. Times and ports don't make it another one. The table
+// is bounded, whatever brokers say.
+func TestFailureLog(t *testing.T) {
+	newLog := func() (*failureLog, *logBuffer) {
+		logs := &logBuffer{}
+		return &failureLog{log: slog.New(slog.NewTextHandler(logs, nil)), times: map[string]int{}}, logs
+	}
+	t.Run("once", func(t *testing.T) {
+		l, logs := newLog()
+		for i := range 20 {
+			l.report("h:8883", x509.CertificateInvalidError{
+				Cert:   &x509.Certificate{},
+				Reason: x509.Expired,
+				Detail: fmt.Sprintf("current time 2026-11-28T21:%02d:00Z is after 2026-01-01T00:00:00Z", i),
+			})
+			l.report("h:1883", fmt.Errorf("read tcp 10.0.0.1:%d->192.0.2.1:1883: connection reset by peer", 40000+i))
+		}
+		if got := logs.String(); strings.Count(got, "\n") != 2 || lines(got, "expired") != 1 || lines(got, "reset") != 1 {
+			t.Errorf("%s", got)
+		}
+		l.summarize()
+		if got := logs.String(); strings.Count(got, "\n") != 4 || lines(got, "times=20") != 2 {
+			t.Errorf("%s", got)
+		}
+		l.report("h:1883", io.EOF)
+		if got := logs.String(); strings.Count(got, "\n") != 5 {
+			t.Errorf("not logged anew: %s", got)
+		}
+		l.summarize() // what came once was logged already
+		if got := logs.String(); strings.Count(got, "\n") != 5 {
+			t.Errorf("%s", got)
+		}
+	})
+	t.Run("summary by itself", func(t *testing.T) {
+		l, logs := newLog()
+		l.report("h:1883", io.EOF)
+		l.report("h:1883", io.EOF)
+		for end := time.Now().Add(testPatience); lines(logs.String(), "times=2") == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("no summary: %s", logs)
+			}
+		}
+	})
+	t.Run("bounded", func(t *testing.T) {
+		l, logs := newLog()
+		for i := range 1000 {
+			name := strings.Repeat(string(rune('a'+i%26)), 1000+i/26)
+			l.report("h:1883", fmt.Errorf("certificate is valid for %s and %s", name[:i/26], name))
+		}
+		l.mu.Lock()
+		if len(l.times) > maxReasons+1 {
+			t.Errorf("%d reasons", len(l.times))
+		}
+		l.mu.Unlock()
+		l.summarize()
+		got := logs.String()
+		if n := strings.Count(got, "\n"); n > maxReasons+2 || len(got) > 10000 {
+			t.Errorf("%d lines, %d bytes", n, len(got))
+		}
+		if lines(got, "other reasons") != 1 {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
+// TestChecks: the log names the settings that a reason points at, and no others.
+func TestChecks(t *testing.T) {
+	_, noHost := net.LookupHost("broker.invalid")
+	_, noFile := (&delivery{caFile: "/nonexistent"}).tlsConfig(&url.URL{})
+	for _, row := range []struct {
+		err  error
+		want string
+	}{
+		{
+			err:  noHost,
+			want: "BROKER",
+		},
+		{
+			err:  &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},
+			want: "BROKER",
+		},
+		{
+			err:  &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded},
+			want: "BROKER",
+		},
+		{
+			err:  x509.UnknownAuthorityError{},
+			want: "CA_FILE, CERT_FILE, KEY_FILE",
+		},
+		{
+			err:  &net.OpError{Op: "remote error", Err: tls.AlertError(116)},
+			want: "CA_FILE, CERT_FILE, KEY_FILE, ALPN",
+		},
+		{
+			err:  noFile,
+			want: "CA_FILE, CERT_FILE, KEY_FILE",
+		},
+	} {
+		logs := &logBuffer{}
+		l := &failureLog{log: slog.New(slog.NewTextHandler(logs, nil)), times: map[string]int{}}
+		l.report("h:1", row.err)
+		_, got, _ := strings.Cut(strings.TrimSpace(logs.String()), " check=")
+		if strings.Trim(got, `"`) != row.want {
+			t.Errorf("%v: %s, want %s", row.err, got, row.want)
+		}
+	}
+}
+
+// TestChecksOfHangUps: what to look at depends on what the broker hung up at.
+func TestChecksOfHangUps(t *testing.T) {
+	status := func(d *delivery) { d.statusTopic = "status" }
+	for _, row := range []struct {
+		name   string
+		change func(*delivery)
+		hangUp func(*running, *session)
+		want   string
+	}{
+		{
+			name:   "at the status",
+			change: status,
+			hangUp: func(_ *running, s *session) { s.publish() },
+			want:   `"the broker's ACL for STATUS_TOPIC"`,
+		},
+		{
+			name: "at a message",
+			hangUp: func(p *running, s *session) {
+				p.putAll(1, 1)
+				s.publishes(1, 1)
+			},
+			want: `"the broker's ACL for TOPIC, its message size limit"`,
+		},
+		{
+			name: "after the PUBACK",
+			hangUp: func(p *running, s *session) {
+				p.putAll(1, 1)
+				s.ack(s.publishes(1, 1)...)
+				p.untilPublished(1)
+			},
+			want: `"the broker's ACL for TOPIC, its message size limit"`,
+		},
+		{
+			name:   "at nothing",
+			hangUp: func(_ *running, s *session) { s.quiet(3 * second) },
+			want:   `"CLIENT_ID, which two sensors may share"`,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			b := newFakeBroker(t)
+			p := start(t, row.change, b.url("tcp"))
+			s := b.accept(packets.Accepted)
+			row.hangUp(p, s)
+			s.Close()
+			p.untilLogged(" check=" + row.want + "\n")
+		})
+	}
+}
+
 // sink is a broker that acknowledges everything as fast as it can.
 func sink(l net.Listener) {
 	for {
@@ -1364,8 +2795,8 @@ func BenchmarkPublish(b *testing.B) {
 		b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
 	}
 	b.Run("publisher", func(b *testing.B) {
-		cfg := &config{brokers: []*url.URL{broker}, Topic: "sip", ClientID: "bench", QueueMB: 1, PcapFile: "x"}
-		p := newPublisher(cfg, slog.New(slog.DiscardHandler))
+		d := &delivery{brokers: []*url.URL{broker}, topic: "sip", clientID: "bench", queueBytes: 2 << 20}
+		p := newPublisher(d, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(context.Background())
 		drain, done := make(chan struct{}), make(chan struct{})
 		go func() { p.run(ctx, drain); close(done) }()
@@ -1374,7 +2805,8 @@ func BenchmarkPublish(b *testing.B) {
 		}
 		measure(b, func() {
 			for range b.N {
-				p.put(udp, envelope)
+				p.awaitRoom()
+				p.put(udp, append(p.buffer(), envelope...))
 			}
 			for p.stats().published < uint64(b.N) {
 				time.Sleep(50 * time.Microsecond)
