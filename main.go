@@ -64,12 +64,10 @@ import (
 	"unicode"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/google/gopacket/layers"
-	"github.com/google/gopacket/pcap"
 )
 
 //go:embed main.go
-var source string // -help prints the comment above
+var manualSource string // -help prints the comment above
 
 var version string // set by the linker; else what the module was installed as
 
@@ -96,7 +94,7 @@ func run(args []string) error {
 		fmt.Println(version)
 		return nil
 	case `["-help"]`:
-		manual, _, _ := strings.Cut("\n"+source, "\npackage ")
+		manual, _, _ := strings.Cut("\n"+manualSource, "\npackage ")
 		fmt.Println(strings.NewReplacer("\n// ", "\n", "\n//", "\n").Replace(manual))
 		return nil
 	case `["-check"]`, "[]":
@@ -184,22 +182,8 @@ func configure() (*config, error) {
 	check(err == nil, "CERT_FILE", "a certificate in PEM form, and its key in KEY_FILE: ", err)
 	check(err == nil, "KEY_FILE", "the key of the certificate in CERT_FILE, in PEM form: ", err)
 
-	// The BPF filter has to fit the link type of what is captured. Most devices are Ethernet; the start knows better.
-	link := layers.LinkTypeEthernet
-	info, err := os.Stat(c.PcapFile)
-	switch {
-	case c.PcapFile == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0: // it can be read only once
-	case c.PcapFile != "":
-		handle, err := pcap.OpenOffline(c.PcapFile)
-		check(err == nil, "PCAP_FILE", "a pcap or pcapng file that can be read: ", err)
-		if err == nil {
-			defer handle.Close()
-			link = handle.LinkType()
-		}
-		check(links[link] != linkHeader{}, "PCAP_FILE", "a file of Ethernet, Linux cooked, raw IP or loopback, not ", link)
-	case fmt.Sprint(c.Interface) == "[any]":
-		link = layers.LinkTypeLinuxSLL
-	default:
+	sources := c.sources()
+	if c.PcapFile == "" && fmt.Sprint(c.Interface) != "[any]" {
 		var there []string
 		devices, _ := net.Interfaces()
 		for _, device := range devices {
@@ -211,10 +195,15 @@ func configure() (*config, error) {
 			good = good && slices.Contains(there, c.Interface[i]) && !slices.Contains(c.Interface[:i], c.Interface[i])
 		}
 		check(good, "INTERFACE", "any, or each once of ", strings.Join(there, ", "))
+		sources = c.sources()
 	}
-	// For sll2 it can't be compiled without a file: libpcap's number has more bits than gopacket's.
-	if _, err := pcap.CompileBPFFilter(link, 65535, cmp.Or(c.BPFFilter, defaultBPF(link))); err != nil && link != sll2 {
-		check(false, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
+	for _, source := range sources {
+		err := source.check()
+		if errors.Is(err, errUnusable) && strings.Contains(err.Error(), "BPF") {
+			check(false, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
+		} else {
+			check(err == nil, "PCAP_FILE", "a pcap or pcapng file that can be read: ", err)
+		}
 	}
 	c.filter, err = compileFilter(c.SIPFilter)
 	return c, errors.Join(append(problems, err)...)
@@ -250,6 +239,20 @@ func (c *config) tlsConfig(broker *url.URL) (config *tls.Config, err error) {
 	return config, err
 }
 
+func (c *config) sources() (all []*source) {
+	common := source{bpf: c.BPFFilter, snaplen: c.Snaplen, bufferBytes: c.BufferMB << 20, promiscuous: c.Promiscuous}
+	if c.PcapFile != "" {
+		common.name, common.isFile = c.PcapFile, true
+		return []*source{&common}
+	}
+	for _, device := range c.Interface {
+		one := common
+		one.name = device
+		all = append(all, &one)
+	}
+	return all
+}
+
 // sensor is the running program.
 type sensor struct {
 	counters
@@ -259,10 +262,8 @@ type sensor struct {
 
 // counters are shared by all captures.
 type counters struct {
-	packets, packetsDropped, packetsInvalid, truncated, fragment, streamGap, badLength, oversize atomic.Uint64
-	rejected                                                                                     [transports]atomic.Uint64
-	down, reopened                                                                               atomic.Int64 // devices, how often
-	stopped                                                                                      atomic.Bool
+	captureCounters
+	rejected [transports]atomic.Uint64
 }
 
 // sense captures until a signal comes or the file ends, then drains the queue: after a signal for at most 8 s, or until the next one.
@@ -277,22 +278,36 @@ func sense(cfg *config) error {
 	var captures sync.WaitGroup
 	captured, drain := context.WithCancelCause(context.Background())
 	defer drain(nil)
-	if cfg.PcapFile != "" {
-		cfg.Interface = nil
-		captures.Go(func() {
-			handle, err := cfg.open(cfg.PcapFile) // not before: a pipe may have nothing to read yet
-			if err == nil {
-				err = s.capture(cfg.PcapFile, handle)
+	capturing, stopCapture := context.WithCancel(context.Background())
+	for _, source := range cfg.sources() {
+		d := newDecoder(&s.captureCounters, func(m *message) {
+			if s.filter(m) {
+				s.publisher.put(m.transport, envelope(m, version, s.IncludeAddresses))
+			} else {
+				s.rejected[m.transport].Add(1)
 			}
-			drain(err)
 		})
-	}
-	for _, device := range cfg.Interface {
-		handle, err := cfg.open(device)
+		if source.isFile {
+			captures.Go(func() {
+				handle, err := source.open() // not before: a pipe may have nothing to read yet
+				if err == nil {
+					err = source.capture(capturing, handle, d)
+				}
+				if errors.Is(err, errUnusable) {
+					err = configError{err}
+				}
+				drain(err)
+			})
+			continue
+		}
+		handle, err := source.open()
+		if errors.Is(err, errUnusable) {
+			err = configError{err}
+		}
 		if err != nil {
 			return err
 		}
-		captures.Go(func() { s.capture(device, handle) })
+		captures.Go(func() { source.capture(capturing, handle, d) })
 	}
 	go func() {
 		captures.Wait()
@@ -301,8 +316,8 @@ func sense(cfg *config) error {
 	delivering, stop := context.WithCancel(context.Background())
 	go func() {
 		slog.Info("stopping", "signal", (<-signals).String())
-		time.AfterFunc(200*time.Millisecond, func() { s.stopped.Store(true) }) // what the kernel has buffered still comes
-		time.AfterFunc(time.Second, func() { drain(nil) })                     // a pipe, or a device that is away, may never be done
+		stopCapture()
+		time.AfterFunc(time.Second, func() { drain(nil) }) // a pipe, or a device that is away, may never be done
 		time.AfterFunc(8*time.Second, stop)
 		<-signals
 		stop()
@@ -386,116 +401,4 @@ func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprintf(w, format, name, labels[a.Key], sample.Key, numbers.Replace(sample.Value.String()))
 		}
 	}
-}
-
-// capture reads a device or file to its end. A device that fails is opened again, for as long as it takes, every 1 s to 30 s. The
-// goroutine that calls it alone owns the decoder: there are no locks.
-func (s *sensor) capture(source string, handle *pcap.Handle) error {
-	d := newDecoder(&s.counters, func(m *message) {
-		if s.filter(m) {
-			s.publisher.put(m.transport, envelope(m, version, s.IncludeAddresses))
-		} else {
-			s.rejected[m.transport].Add(1)
-		}
-	})
-	defer d.flush()
-	for {
-		err := s.read(source, handle, d)
-		if err == nil || s.PcapFile != "" {
-			return err
-		}
-		s.down.Add(1)
-		for delay := time.Second; err != nil; delay = min(2*delay, 30*time.Second) {
-			slog.Error("capture failed, trying again", "error", err, "in", delay.String())
-			time.Sleep(delay)
-			handle, err = s.open(source)
-		}
-		s.down.Add(-1)
-		s.reopened.Add(1)
-		slog.Info("capturing again", "device", source)
-	}
-}
-
-// read hands every frame to the decoder, until the sensor stops, the file ends (nil), or there is an error.
-func (s *sensor) read(source string, handle *pcap.Handle, d *decoder) error {
-	defer handle.Close()
-	link, dropped := handle.LinkType(), uint32(0)
-	for frames := 0; !s.stopped.Load(); frames++ {
-		data, info, err := handle.ZeroCopyReadPacketData()
-		if s.PcapFile == "" && (err != nil || frames%64 == 0) {
-			if stats, err := handle.Stats(); err == nil {
-				s.packetsDropped.Add(uint64(uint32(stats.PacketsDropped) - dropped)) // of 32 bits: it wraps
-				dropped = uint32(stats.PacketsDropped)
-			}
-		}
-		switch err {
-		case nil:
-			d.frame(link, data, info)
-		case pcap.NextErrorTimeoutExpired:
-			d.expire(time.Now()) // also on a quiet device
-		case pcap.NextErrorReadError:
-			return fmt.Errorf("reading %s: %w", source, handle.Error())
-		default: // the end of the file
-			return nil
-		}
-	}
-	return nil
-}
-
-// open opens a capture file or a device. A BPF filter that is refused must never mean an unfiltered capture.
-func (c *config) open(source string) (*pcap.Handle, error) {
-	handle, err := c.activate(source)
-	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", source, err)
-	}
-	link := handle.LinkType()
-	err = handle.SetBPFFilter(cmp.Or(c.BPFFilter, defaultBPF(link)))
-	if err != nil || links[link] == (linkHeader{}) {
-		handle.Close()
-		return nil, configError{fmt.Errorf("BPF_FILTER: on %s, link type %s: %w", source, link, cmp.Or(err, errors.New("not one that is read")))}
-	}
-	return handle, nil
-}
-
-// activate makes a handle of libpcap. The setters can fail on an active one only. There is no immediate mode: that would size each slot of
-// the kernel's buffer by the snap length. Half the timeout is the latency. libpcap can't be promiscuous on any.
-func (c *config) activate(source string) (*pcap.Handle, error) {
-	if c.PcapFile != "" {
-		return pcap.OpenOffline(source)
-	}
-	inactive, err := pcap.NewInactiveHandle(source)
-	if err != nil {
-		return nil, err
-	}
-	defer inactive.CleanUp()
-	inactive.SetSnapLen(c.Snaplen)
-	inactive.SetPromisc(c.Promiscuous && source != "any")
-	inactive.SetTimeout(50 * time.Millisecond)
-	inactive.SetBufferSize(c.BufferMB << 20)
-	handle, err := inactive.Activate()
-	if err != nil {
-		err = fmt.Errorf("%w (capturing needs the capability NET_RAW)", err)
-	}
-	return handle, err
-}
-
-// defaultBPF selects port 5060 over UDP, TCP and SCTP, the fragments that may belong to it (only the first one has the port), IPv6
-// behind extension headers, and all this inside one or two VLAN tags. libpcap's own 'vlan' fails on cooked links: here its place takes
-// the same filter over the bytes behind a tag. (From a live frame the kernel takes the outer tag, so it has one less when this sees it.)
-// In libpcap's language 'and' and 'or' have the same precedence: hence all the parentheses.
-func defaultBPF(link layers.LinkType) string {
-	const sip = "((ip and (ip[9] = 6 or ip[9] = 17 or ip[9] = 132) and (ip[6:2] & 0x3fff != 0" +
-		" or ip[((ip[0] & 15) << 2):2] = 5060 or ip[((ip[0] & 15) << 2) + 2:2] = 5060))" +
-		" or (ip6 and (((ip6[6] = 6 or ip6[6] = 17 or ip6[6] = 132) and (ip6[40:2] = 5060 or ip6[42:2] = 5060))" +
-		" or ((ip6[6] = 0 or ip6[6] = 43 or ip6[6] = 44 or ip6[6] = 60) and ip6[40] != 58))))"
-	filter, tags := sip, ""
-	at := links[link]
-	for n := 0; at.etherType >= 0 && n < 2; n++ {
-		tags += fmt.Sprintf("(link[%[1]d:2] = 0x8100 or link[%[1]d:2] = 0x88a8 or link[%[1]d:2] = 0x9100) and ", at.etherType)
-		at = linkHeader{at.size + 2, at.size + 4}
-		is, ip := fmt.Sprintf("link[%d:2] = ", at.etherType), fmt.Sprintf("link[%d + ", at.size)
-		inner := strings.NewReplacer("ip and", is+"0x800 and", "ip6 and", is+"0x86dd and", "ip[", ip, "ip6[", ip)
-		filter += " or (" + tags + inner.Replace(sip) + ")"
-	}
-	return filter
 }
