@@ -81,10 +81,7 @@ func (s *source) open() (*pcap.Handle, error) {
 	}
 	link, err := linkTypeOf(handle)
 	if err == nil {
-		err = handle.SetBPFFilter(cmp.Or(s.bpf, defaultBPF(link)))
-		if err != nil {
-			err = fmt.Errorf("the BPF filter %w on link type %s: %w", errUnusable, link.name, err)
-		}
+		err = refused(handle.SetBPFFilter(cmp.Or(s.bpf, defaultBPF(link))), link)
 	}
 	if err != nil {
 		handle.Close()
@@ -98,8 +95,8 @@ func (s *source) open() (*pcap.Handle, error) {
 func (s *source) activate() (*pcap.Handle, error) {
 	if s.isFile {
 		handle, err := pcap.OpenOffline(s.name)
-		if err != nil && isGzip(s.name) {
-			err = fmt.Errorf("it is compressed: gunzip it first: %w", err)
+		if err != nil && strings.Contains(err.Error(), "unknown file format") {
+			err = fmt.Errorf("%w: neither pcap nor pcapng; what is compressed has to be unpacked", err)
 		}
 		return handle, err
 	}
@@ -124,28 +121,11 @@ func (s *source) activate() (*pcap.Handle, error) {
 	return handle, err
 }
 
-// isGzip looks at the first bytes of a file (RFC 1952 §2.3.1), but of nothing that can be read only once.
-func isGzip(name string) bool {
-	info, err := os.Stat(name)
-	if err != nil || !info.Mode().IsRegular() {
-		return false
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	var magic [2]byte
-	file.Read(magic[:])
-	return magic == [2]byte{0x1f, 0x8b}
-}
-
-// check tells what is wrong with the source without capturing: whether it is there is the start's to see,
-// except for a file. What can be read only once isn't read.
+// check tells what is wrong with the filter, or the file, without capturing. What can be read only once isn't
+// read: that may be of any link type.
 func (s *source) check() error {
 	info, err := os.Stat(s.name)
-	isPipe := s.name == "-" || err == nil && !info.Mode().IsRegular()
-	if s.isFile && !isPipe {
+	if s.isFile && s.name != "-" && (err != nil || info.Mode().IsRegular()) {
 		handle, err := s.open()
 		if err == nil {
 			handle.Close()
@@ -156,11 +136,16 @@ func (s *source) check() error {
 	if s.name == "any" && !s.isFile {
 		link, number = linuxCooked, layers.LinkTypeLinuxSLL
 	}
-	expression := cmp.Or(s.bpf, defaultBPF(link))
-	if _, err = pcap.CompileBPFFilter(number, maxMessage, expression); err != nil {
-		return fmt.Errorf("the BPF filter %w on link type %s: %w", errUnusable, link.name, err)
+	_, err = pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
+	return refused(err, link)
+}
+
+// refused is an error if a BPF filter is.
+func refused(err error, link linkType) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("the BPF filter %w on link type %s: %w", errUnusable, link.name, err)
 }
 
 // linkType is a link type that is read: where its header has the EtherType, and the size of that header.
@@ -301,15 +286,19 @@ func (d *decoder) countDropped(handle *pcap.Handle, before uint32) uint32 {
 	return now
 }
 
-// explained adds to an error of libpcap what helps: it reads no pcapng files of several devices that
-// differ in their link type or snap length.
+// explanations are of errors of libpcap, which reads no pcapng files of devices that differ.
+var explanations = map[string]string{
+	"different from the type of the first interface": "split the file, for each N from 0:" +
+		" tshark -r FILE -Y 'frame.interface_id == N' -w N.pcapng," +
+		" then editcap -T ether (or -T linux-sll) -F pcap N.pcapng N.pcap",
+	"different from the snapshot length": "convert the file: editcap -F pcap FILE FILE.pcap",
+}
+
 func explained(err error) error {
-	if strings.Contains(err.Error(), "different from the type of the first interface") {
-		return fmt.Errorf("%w: split the file, for each N from 0: tshark -r FILE -Y 'frame.interface_id == N'"+
-			" -w N.pcapng, then editcap -T ether (or -T linux-sll) -F pcap N.pcapng N.pcap", err)
-	}
-	if strings.Contains(err.Error(), "snapshot length of the first interface") {
-		return fmt.Errorf("%w: convert the file: editcap -F pcap FILE FILE.pcap", err)
+	for text, explanation := range explanations {
+		if strings.Contains(err.Error(), text) {
+			return fmt.Errorf("%w: %s", err, explanation)
+		}
 	}
 	return err
 }
@@ -339,14 +328,20 @@ type decoder struct {
 }
 
 func newDecoder(counters *captureCounters, found func(*message)) *decoder {
-	return &decoder{
-		counters:  counters,
-		found:     found,
-		datagrams: newPool[datagramKey, datagram](maxDatagrams, fragmentAge),
-		flows:     newPool[flowKey, flow](maxFlows, flowAge),
-		idle:      map[flowKey]idle{},
-		silent:    map[flowKey]idle{},
+	d := &decoder{counters: counters, found: found, idle: map[flowKey]idle{}}
+	d.datagrams = pool[datagramKey, datagram]{
+		entries: map[datagramKey]*pooled[datagramKey, datagram]{},
+		limit:   maxDatagrams,
+		age:     fragmentAge,
+		end:     d.endDatagram,
 	}
+	d.flows = pool[flowKey, flow]{
+		entries: map[flowKey]*pooled[flowKey, flow]{},
+		limit:   maxFlows,
+		age:     flowAge,
+		end:     d.endFlow,
+	}
+	return d
 }
 
 // frame hands over the messages that a frame completes.
@@ -366,28 +361,21 @@ func (d *decoder) frame(link linkType, data []byte, info gopacket.CaptureInfo) {
 	}
 }
 
-// expire ends what is old, a little of it at a time: no frame pays for all the others.
+// expire ends what is old.
 func (d *decoder) expire(now time.Time) {
 	defer d.recovered()
 	if len(d.idle) > maxIdle || now.Sub(d.turned) > flowAge {
 		d.idle, d.silent = map[flowKey]idle{}, d.idle
 		d.turned = now
 	}
-	for range 2 {
-		if g := d.datagrams.oldest(now); g != nil {
-			d.endDatagram(g)
-		}
-		if f := d.flows.oldest(now); f != nil {
-			d.endFlow(f)
-		}
-	}
+	d.datagrams.expire(now)
+	d.flows.expire(now)
 }
 
-// flush ends everything.
+// flush ends everything: after 200 years all is old.
 func (d *decoder) flush() {
-	end := time.Unix(math.MaxInt32, 0).AddDate(1000, 0, 0)
 	for len(d.datagrams.queue)+len(d.flows.queue) > 0 {
-		d.expire(end)
+		d.expire(d.message.time.AddDate(200, 0, 0))
 	}
 }
 
@@ -402,30 +390,24 @@ func (d *decoder) recovered() {
 		return
 	}
 	d.failed = time.Now()
-	_, here, _, _ := runtime.Caller(0)
-	callers := make([]uintptr, 64)
-	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers)]) // 2: without this function
-	for {
-		frame, more := frames.Next()
-		if filepath.Dir(frame.File) == filepath.Dir(here) {
-			place := filepath.Base(frame.File) + ":" + strconv.Itoa(frame.Line)
-			slog.Error("a frame is lost by a mistake in sip-capture", "place", place)
-			return
-		}
-		if !more {
-			return
-		}
+	_, here, _, ok := runtime.Caller(0)
+	place := ""
+	for skip, file, line := 1, "", 0; ok && filepath.Dir(file) != filepath.Dir(here); skip++ {
+		_, file, line, ok = runtime.Caller(skip)
+		place = fmt.Sprintf("%s:%d", filepath.Base(file), line)
 	}
+	slog.Error("a frame is lost by a mistake in sip-capture", "place", place)
 }
 
-// pool keeps what isn't complete yet, each under its name, the oldest first. When it holds too much, what
-// was used least lately goes: a second chance for what was used since it was queued is near enough.
+// pool keeps what isn't complete yet, each under its name. When it holds too much, what was used least lately
+// goes, or nearly that: what was used since it was queued gets a second chance.
 type pool[K comparable, V any] struct {
 	entries map[K]*pooled[K, V]
-	queue   []*pooled[K, V]
-	size    int // bytes
-	limit   int // bytes
+	queue   []*pooled[K, V] // the oldest first
+	size    int             // bytes
+	limit   int             // bytes
 	age     time.Duration
+	end     func(*pooled[K, V])
 }
 
 type pooled[K comparable, V any] struct {
@@ -434,10 +416,6 @@ type pooled[K comparable, V any] struct {
 	size         int // bytes
 	used, queued time.Time
 	gone         bool // it was dropped, but is still queued
-}
-
-func newPool[K comparable, V any](limit int, age time.Duration) pool[K, V] {
-	return pool[K, V]{entries: map[K]*pooled[K, V]{}, limit: limit, age: age}
 }
 
 func (p *pool[K, V]) add(key K, now time.Time) *pooled[K, V] {
@@ -458,29 +436,29 @@ func (p *pool[K, V]) drop(e *pooled[K, V]) {
 	delete(p.entries, e.key)
 }
 
-// oldest takes out an entry that is too old, or for which there is no room; nil if there is none, or a few
-// looks haven't found one.
-func (p *pool[K, V]) oldest(now time.Time) *pooled[K, V] {
+// expire ends at most one entry that is too old, or for which there is no room, after a few looks at most: no
+// frame pays for all the others.
+func (p *pool[K, V]) expire(now time.Time) {
 	const looks = 8
 	for range min(looks, len(p.queue)) {
 		e := p.queue[0]
 		crowded := p.size > p.limit
 		if !e.gone && !crowded && now.Sub(e.queued) < p.age {
-			return nil
+			return
 		}
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
-		if e.gone {
-			continue
-		}
-		if now.Sub(e.used) >= p.age || crowded && !e.used.After(e.queued) {
+		isOld := now.Sub(e.used) >= p.age || crowded && !e.used.After(e.queued)
+		if !e.gone && isOld {
 			p.drop(e)
-			return e
+			p.end(e)
+			return
 		}
-		e.queued = now
-		p.queue = append(p.queue, e)
+		if !e.gone {
+			e.queued = now
+			p.queue = append(p.queue, e)
+		}
 	}
-	return nil
 }
 
 // The layers of a frame: an EtherType, protocol plus an IP protocol, or port plus a port of UDP.
@@ -1476,6 +1454,7 @@ func (f *framer) gap(size int) (lost bool) {
 	f.restart()
 	f.skip = max(rest, 0)
 	f.webSocket = f.webSocket && rest > 0
+	f.sip = f.sip && rest > 0
 	return lost
 }
 
@@ -1793,40 +1772,34 @@ func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
 // the first. What isn't a frame ends WebSocket.
 func (f *framer) frame(d *decoder, b []byte) (rest []byte, more bool) {
 	h, is := readWebSocketHeader(b)
-	f.need = h.size + h.length
-	switch {
-	case is == maybe:
-		f.need = 0
-		return b, false
-	case is == no:
-		f.restart()
-		f.webSocket = false
-		return b, true
-	case h.length > maxSkip:
-		d.counters.oversize.Add(1)
-		f.restart()
-		f.webSocket = false
-		return nil, false
-	case h.opcode != opcodeText && h.opcode != opcodeBinary:
-		f.restart()
-		f.skip = h.size + h.length
-		return b, true
-	case h.length > maxMessage:
-		d.counters.oversize.Add(1)
-		f.restart()
-		f.skip = h.size + h.length
-		return b, true
-	case len(b) < f.need:
+	size := h.size + h.length
+	isData := h.opcode == opcodeText || h.opcode == opcodeBinary
+	if is == maybe {
 		return b, false
 	}
-	payload := d.payload(h, b, maxMessage)
-	sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
-	if h.final && sip == yes {
-		d.emit(ws, payload)
-	} else if !h.final && sip != no {
-		d.counters.streamGap.Add(1)
+	if is == yes && isData && h.length <= maxMessage && len(b) < size {
+		f.need = size
+		return b, false
 	}
-	size := f.need
 	f.restart()
-	return b[size:], true
+	f.webSocket = is == yes && size <= maxSkip
+	switch {
+	case is == no:
+		return b, true
+	case isData && h.length > maxMessage:
+		d.counters.oversize.Add(1)
+	case isData:
+		payload := d.payload(h, b, maxMessage)
+		sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
+		if h.final && sip == yes {
+			d.emit(ws, payload)
+		} else if !h.final && sip != no {
+			d.counters.streamGap.Add(1)
+		}
+	}
+	if size > maxSkip {
+		return nil, false
+	}
+	f.skip = size
+	return b, true
 }
