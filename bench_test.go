@@ -29,7 +29,6 @@ import (
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcap"
 )
 
@@ -377,12 +376,12 @@ func pahoHelper(args []string) error {
 		return err
 	}
 	var payloads [][]byte
-	d := newDecoder(&counters{}, func(m *message) { payloads = append(payloads, envelope(m, `"v1.2.3"`, false)) })
+	d := newDecoder(&captureCounters{}, func(m *message) { payloads = append(payloads, envelope(m, `"v1.2.3"`, false)) })
 	handle, err := pcap.OpenOffline(path)
 	for err == nil && len(payloads) < benchWarm {
 		data, info, failed := handle.ZeroCopyReadPacketData()
 		if err = failed; err == nil {
-			d.frame(handle.LinkType(), data, info)
+			d.frame(ethernet, data, info)
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -669,7 +668,7 @@ func decode(b *testing.B, filter string, selected func(*message), frames [][]byt
 		b.Fatal(err)
 	}
 	messages := 0
-	d := newDecoder(&counters{}, func(m *message) {
+	d := newDecoder(&captureCounters{}, func(m *message) {
 		if messages++; match(m) {
 			selected(m)
 		}
@@ -682,7 +681,7 @@ func decode(b *testing.B, filter string, selected func(*message), frames [][]byt
 			next++
 			info.Timestamp = info.Timestamp.Add(10 * time.Microsecond)
 			info.CaptureLength, info.Length = len(frame), len(frame)
-			d.frame(layers.LinkTypeEthernet, frame, info)
+			d.frame(ethernet, frame, info)
 		}
 	}
 	pass(benchWarm)

@@ -1179,7 +1179,7 @@ const (
 	unrelated
 )
 
-// fit doesn't let a segment wait where no SIP has been seen: there it begins a track of its own.
+// fit lets a segment wait only where SIP was seen, or may begin: else it begins a track of its own.
 func (t *track) fit(s *segment, isFirst bool) int {
 	behind := s.behind(t.position)
 	switch {
@@ -1191,7 +1191,7 @@ func (t *track) fit(s *segment, isFirst bool) int {
 		return continues
 	case behind >= 0 && s.behind(t.begin) <= 0:
 		return repeats
-	case behind < 0 && behind >= -window && (t.sip || t.fresh):
+	case behind < 0 && behind >= -window && (t.sip || t.fresh || len(t.buffer) > 0):
 		return ahead
 	}
 	return unrelated
@@ -1329,8 +1329,8 @@ func (d *decoder) giveUp(f *flow) {
 // skipGap goes on with the first segment that waits, and those right behind it.
 func (d *decoder) skipGap(t *track) {
 	s := t.next()
-	lost := t.gap(int(s.sequence - t.position))
-	if lost && t.sip {
+	inSIP := t.sip
+	if t.gap(int(s.sequence-t.position)) && inSIP {
 		d.counters.streamGap.Add(1)
 	}
 	t.begin, t.position = s.sequence, s.sequence

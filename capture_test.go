@@ -62,7 +62,7 @@ func fromClient(frame, index int, raw string) seen {
 // captureRow is a capture, and what must come out of it.
 type captureRow struct {
 	name   string
-	link   layers.LinkType
+	link   linkType
 	frames []caught
 	want   []seen
 	counts string // all counters that aren't 0, except packets
@@ -81,9 +81,7 @@ func TestCapture(t *testing.T) {
 				p.play(row.link, f)
 			}
 			p.flush()
-			if p.held != 0 || len(p.young)+len(p.old) != 0 {
-				t.Errorf("at the end %d bytes are held, and %d assemblies", p.held, len(p.young)+len(p.old))
-			}
+			p.checkEmpty(t)
 			if !slices.Equal(p.messages, row.want) {
 				t.Errorf("got\n%s\nwant\n%s", listed(p.messages), listed(row.want))
 			}
@@ -107,28 +105,25 @@ func captureRows() []captureRow {
 		lengthRows(), webSocketRows(), otherProtocolRows())
 }
 
-const ethernet = layers.LinkTypeEthernet
-
 // linkRows: link types and tags.
 func linkRows() (rows []captureRow) {
 	m := request("INVITE", "link", "v=0\r\n")
-	add := func(name string, link layers.LinkType, before ...header) {
+	add := func(name string, link linkType, before ...header) {
 		rows = append(rows,
 			captureRow{name + ", IPv4", link, each(over4(m, before...)), []seen{datagram4(0, m)}, ""},
 			captureRow{name + ", IPv6", link, each(over6(m, before...)), []seen{datagram6(0, m)}, ""})
 	}
 	add("Ethernet", ethernet, ethernetHeader())
-	add("Linux cooked", layers.LinkTypeLinuxSLL, sllHeader())
-	add("Linux cooked v2", sll2, sll2Header())
-	add("raw IP as Linux numbers it", 12)
-	add("raw IP as files number it", layers.LinkTypeRaw)
-	add("loopback of BSD", layers.LinkTypeNull, nullHeader())
-	add("loopback of OpenBSD", layers.LinkTypeLoop, loopHeader())
+	add("Linux cooked", linuxCooked, sllHeader())
+	add("Linux cooked v2", linkNamed("LINUX_SLL2"), sll2Header())
+	add("raw IP", linkNamed("RAW"))
+	add("loopback of BSD", linkNamed("NULL"), nullHeader())
+	add("loopback of OpenBSD", linkNamed("LOOP"), loopHeader())
 	links := []struct {
 		name   string
-		link   layers.LinkType
+		link   linkType
 		header header
-	}{{"Ethernet", ethernet, ethernetHeader()}, {"Linux cooked", layers.LinkTypeLinuxSLL, sllHeader()}, {"Linux cooked v2", sll2, sll2Header()}}
+	}{{"Ethernet", ethernet, ethernetHeader()}, {"Linux cooked", linuxCooked, sllHeader()}, {"Linux cooked v2", linkNamed("LINUX_SLL2"), sll2Header()}}
 	for _, l := range links {
 		add(l.name+", 802.1Q", l.link, l.header, vlanHeader(0x8100, 100))
 		add(l.name+", priority tag", l.link, l.header, vlanHeader(0x8100, 0))
@@ -138,9 +133,9 @@ func linkRows() (rows []captureRow) {
 	}
 	add("three tags", ethernet, ethernetHeader(), vlanHeader(0x88a8, 1), vlanHeader(0x8100, 2), vlanHeader(0x8100, 3))
 	rows = append(rows,
-		captureRow{"raw IPv4", layers.LinkTypeIPv4, each(over4(m)), []seen{datagram4(0, m)}, ""},
-		captureRow{"raw IPv6", layers.LinkTypeIPv6, each(over6(m)), []seen{datagram6(0, m)}, ""},
-		captureRow{"loopback of Linux, IPv6", layers.LinkTypeNull, each(over6(m, octets(10, 0, 0, 0))), []seen{datagram6(0, m)}, ""},
+		captureRow{"raw IPv4", linkNamed("IPV4"), each(over4(m)), []seen{datagram4(0, m)}, ""},
+		captureRow{"raw IPv6", linkNamed("IPV6"), each(over6(m)), []seen{datagram6(0, m)}, ""},
+		captureRow{"loopback of Linux, IPv6", linkNamed("NULL"), each(over6(m, octets(10, 0, 0, 0))), []seen{datagram6(0, m)}, ""},
 	)
 	return rows
 }
@@ -302,16 +297,40 @@ func fragmentRows() (rows []captureRow) {
 		add("the first one is lost", three[1:], "fragment 1")
 		add("a middle one is lost", pick(three, 0, 2), "fragment 1")
 		add("a first one alone", three[:1], "fragment 1")
-		add("an overlap with other bytes", slices.Insert(slices.Clone(three), 1, one(9, 17, 392, true, bytes.Repeat([]byte("x"), 16))), "fragment 1")
-		add("an overlap with other bytes, too early", slices.Insert(slices.Clone(three), 0, one(9, 17, 392, true, bytes.Repeat([]byte("x"), 16))), "fragment 1")
-		add("an overlap with the same bytes and more", slices.Insert(slices.Clone(three), 1, one(9, 17, 392, true, payload[392:416])), "fragment 1")
-		add("other bytes in the same place", slices.Insert(slices.Clone(three), 1, one(9, 17, 0, true, bytes.Repeat([]byte("x"), 400))), "fragment 1")
-		add("other bytes in the same place, waiting", pick(append(slices.Clone(three), one(9, 17, 400, true, bytes.Repeat([]byte("x"), 400))), 1, 3, 2, 0), "fragment 1")
-		add("two ends that differ", [][]byte{one(9, 17, 800, false, payload[800:]), one(9, 17, 1600, false, payload[:16]), three[0], three[1]}, "fragment 1")
-		add("two ends that differ, the nearer one last", [][]byte{one(9, 17, 1600, false, payload[:16]), three[2], three[0], three[1]}, "fragment 1")
-		add("a piece behind the end", [][]byte{one(9, 17, 1600, true, payload[:16]), three[0], three[1], three[2]}, "fragment 1")
-		add("a piece behind the end, after it", [][]byte{three[2], one(9, 17, 1600, true, payload[:16]), three[0], three[1]}, "fragment 1")
-		add("what comes of a dropped datagram does not begin another one", slices.Concat([][]byte{three[0], one(9, 17, 0, true, bytes.Repeat([]byte("x"), 400))}, three, three), "fragment 1")
+		// Where bytes differ there are two datagrams with this id, and the newer pieces stay: of the older one nothing comes,
+		// and of the newer one only if it is whole.
+		foreign := func(offset, size int) []byte {
+			return one(9, 17, offset, true, bytes.Repeat([]byte("x"), size))
+		}
+		end := one(9, 17, 1600, false, payload[:16])
+		behind := one(9, 17, 1600, true, payload[:16])
+		a, b, c := three[0], three[1], three[2]
+		add("an overlap with other bytes", [][]byte{a, foreign(392, 16), b, c}, "fragment 2")
+		add("an overlap with other bytes, too early", [][]byte{foreign(392, 16), a, b, c}, "fragment 1", out(3, m))
+		add("an overlap with other bytes, and the datagram again", [][]byte{a, foreign(392, 16), a, b, c}, "fragment 1", out(4, m))
+		add("an overlap with the same bytes and more", [][]byte{a, one(9, 17, 392, true, payload[392:416]), b, c}, "", out(3, m))
+		add("other bytes in the same place", [][]byte{a, foreign(0, 400), b, c}, "fragment 2")
+		add("other bytes in the same place, waiting", [][]byte{b, foreign(400, 400), c, a}, "fragment 2")
+		add("two ends that differ", [][]byte{c, end, a, b}, "fragment 2")
+		add("two ends that differ, the nearer one last", [][]byte{end, c, a, b}, "fragment 1", out(3, m))
+		add("a piece behind the end", [][]byte{behind, a, b, c}, "fragment 1", out(3, m))
+		add("a piece behind the end, after it", [][]byte{c, behind, a, b}, "fragment 2")
+		add("foreign bytes, and then all of it", [][]byte{a, foreign(0, 400), a, b, c, a, b, c}, "fragment 1", out(4, m))
+		// An id that is used again after a loss: the checksum tells, in whatever order the pieces come.
+		again := request("OPTIONS", "again", strings.Repeat("c", size-300))
+		news := fragments(family.outer, []header{udpHeader(5060, 5060), data(again)}, 9, 400, 800)
+		for _, lost := range [][]int{{0}, {1}, {2}, {0, 1}, {0, 2}, {1, 2}} {
+			for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+				add(fmt.Sprint("an id used again after the loss of all but ", lost, ", in the order ", order),
+					slices.Concat(pick(three, lost...), pick(news, order...)), "fragment 1", out(len(lost)+2, again))
+			}
+		}
+		add("an id used again, each frame twice", [][]byte{a, a, b, b, c, c, news[0], news[0], news[1], news[1], news[2], news[2]},
+			"", out(4, m), out(10, again))
+		add("an id used again, each datagram twice", slices.Concat(three, three, news, news), "", out(2, m), out(8, again))
+		add("an id used again, backwards", slices.Concat(three, reversed(news)), "", out(2, m), out(5, again))
+		add("a duplicate that is cut differently", slices.Concat(three, cut(9, 80, 160, 800)), "", out(2, m))
+		add("cut twice in different ways, interleaved", slices.Concat(pick(cut(9, 160, 640), 2, 1), pick(cut(9, 320, 480), 1, 0)), "", out(3, m))
 		add("a middle one that isn't a multiple of 8", [][]byte{one(9, 17, 0, true, payload[:401])}, "packets_invalid 1")
 		add("longer than 65,535 bytes", [][]byte{one(9, 17, 65528, false, payload[:64])}, "packets_invalid 1")
 		add("an empty one", [][]byte{three[0], one(9, 17, 400, true, nil), three[1], three[2]}, "packets_invalid 1", out(3, m))
@@ -708,17 +727,17 @@ func streamRows() (rows []captureRow) {
 		rows = append(rows, row)
 	}
 	at := func(position int, text string) []byte { return client.segment(position, "P", text) }
-	syn, synAck := flow{client.src, client.dst, client.first - 1}.segment(0, "S", ""), flow{server.src, server.dst, server.first - 1}.segment(0, "S", "")
+	syn, synAck := connection{client.src, client.dst, client.first - 1}.segment(0, "S", ""), connection{server.src, server.dst, server.first - 1}.segment(0, "S", "")
 	add("a message", "", []seen{fromClient(0, 0, a)}, at(0, a))
 	add("with its handshake", "", []seen{fromClient(3, 0, a)}, syn, synAck, client.segment(0, "", ""), at(0, a))
-	add("data in the SYN", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, flow{client.src, client.dst, client.first - 1}.segment(0, "S", a), at(len(a), b))
+	add("data in the SYN", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, connection{client.src, client.dst, client.first - 1}.segment(0, "S", a), at(len(a), b))
 	add("many messages in a segment", "", []seen{fromClient(0, 0, a), fromClient(0, 1, b), fromClient(0, 2, c)}, at(0, all))
 	add("a message in many segments", "", []seen{fromClient(len(a)-1, 0, a)}, client.segments(a, sizes(1, len(a))...)...)
 	add("the end of one and the beginning of another", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b)}, client.segments(a+b, len(a)-3, len(a)+9)...)
 	add("acknowledgements between", "", []seen{fromClient(3, 0, a)}, at(0, a[:30]), client.segment(30, "", ""), server.segment(0, "", ""), at(30, a[30:]))
 	add("both directions", "", []seen{{tcp, server.src, server.dst, 2, 0, b}, fromClient(3, 0, a), fromClient(3, 1, c)},
 		at(0, a[:30]), server.segment(0, "P", b[:40]), server.segment(40, "P", b[40:]), at(30, a[30:]+c))
-	six := flow{"[2001:db8::1]:40000", "[2001:db8::2]:5060", 5}
+	six := connection{"[2001:db8::1]:40000", "[2001:db8::2]:5060", 5}
 	add("IPv6", "", []seen{{tcp, six.src, six.dst, 1, 0, a}}, six.segments(a, 70)...)
 
 	add("joined in the middle of headers", "", []seen{fromClient(1, 0, b)}, at(50, a[50:]), at(len(a), b))
@@ -761,7 +780,7 @@ func streamRows() (rows []captureRow) {
 	add("a lost segment, and much that waits for it", "stream_gap 1", wanted, gap...)
 
 	for _, first := range []uint32{0xffffffff, 0xffffffff - uint32(len(a)), 0xffffff80, 0} {
-		wrapping := flow{client.src, client.dst, first}
+		wrapping := connection{client.src, client.dst, first}
 		pieces := wrapping.segments(all, 40, 150, 300)
 		add(fmt.Sprintf("sequence numbers wrap from %#x", first), "", []seen{fromClient(3, 0, a), fromClient(3, 1, b), fromClient(3, 2, c)}, pieces[0], pieces[2], pieces[3], pieces[1])
 	}
@@ -774,20 +793,20 @@ func streamRows() (rows []captureRow) {
 	add("1-byte probes of a connection that isn't known", "", []seen{fromClient(2, 0, a)}, at(-1, "\x00"), at(-1, "\x00"), at(0, a))
 	add("1-byte probes in the middle of a message", "", []seen{fromClient(2, 0, a)}, at(0, a[:40]), at(39, "\x00"), at(40, a[40:]))
 
-	again := flow{client.src, client.dst, 90000000}
-	add("another connection on the same ports", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
-	add("another connection in the middle of a message", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
+	again := connection{client.src, client.dst, 90000000}
+	add("another connection on the same ports", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
+	add("another connection in the middle of a message", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
 	add("another connection, its SYN not seen", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, at(0, a+b[:20]), again.segment(0, "P", c))
 	add("another connection, lower numbers", "stream_gap 1", []seen{{tcp, again.src, again.dst, 0, 0, a}, fromClient(1, 0, c)}, again.segment(0, "P", a+b[:20]), at(0, c))
-	add("another connection, near numbers", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), flow{client.src, client.dst, client.first + 4999}.segment(0, "S", ""), at(5000, c))
-	add("another connection, its SYN twice", "", []seen{fromClient(0, 0, a), fromClient(3, 0, c)}, at(0, a), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
+	add("another connection, near numbers", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), connection{client.src, client.dst, client.first + 4999}.segment(0, "S", ""), at(5000, c))
+	add("another connection, its SYN twice", "", []seen{fromClient(0, 0, a), fromClient(3, 0, c)}, at(0, a), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
 	add("FIN behind a message", "", []seen{fromClient(0, 0, a)}, client.segment(0, "FP", a))
 	add("FIN in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "F", ""))
 	add("FIN with the first half of a message", "stream_gap 1", nil, client.segment(0, "FP", a[:50]))
 	add("RST in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "R", ""))
 	add("FIN before what it ends", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a+b[:20]), client.segment(len(a)+60, "FP", b[60:]), at(len(a)+20, b[20:60]))
 	add("FIN, and its retransmission", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "F", ""), client.segment(len(a)+20, "F", ""))
-	add("FIN, then another connection", "", []seen{fromClient(0, 0, a), fromClient(3, 0, b)}, at(0, a), client.segment(len(a), "F", ""), flow{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
+	add("FIN, then another connection", "", []seen{fromClient(0, 0, a), fromClient(3, 0, b)}, at(0, a), client.segment(len(a), "F", ""), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
 
 	timed("what an earlier connection left behind", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b)}, []time.Duration{0, 10 * time.Second, 10001 * time.Millisecond}, at(5000, "\x00\r\n"), at(0, a), at(len(a), b))
 	timed("idle", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, []time.Duration{0, time.Hour}, at(0, a), at(len(a), b))
@@ -800,9 +819,10 @@ func streamRows() (rows []captureRow) {
 	add("a byte more than the largest message, announced", "oversize 1", []seen{fromClient(46, 0, b)},
 		append(client.segments(sizedMore(), sizes(1448, maxMessage+1)...), at(maxMessage+1, b))...)
 	endless := "INVITE sip:a SIP/2.0\r\n" + strings.Repeat("X: y\r\n", 12000)
-	add("headers without an end", "oversize 1", []seen{fromClient(50, 0, b)}, append(client.segments(endless, sizes(1448, len(endless))...), at(len(endless), b))...)
-	add("a line without an end", "", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, flow{client.src, client.dst, client.first + uint32(len(a))}.segments(strings.Repeat("x", 144800), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
-	add("an endless Request-URI", "oversize 1", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, flow{client.src, client.dst, client.first + uint32(len(a))}.segments("OPTIONS "+strings.Repeat("x", 144792), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
+	add("headers without an end, up to an empty line", "oversize 1", []seen{fromClient(51, 0, c)},
+		append(client.segments(endless, sizes(1448, len(endless))...), at(len(endless), b), at(len(endless+b), c))...)
+	add("a line without an end", "", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, connection{client.src, client.dst, client.first + uint32(len(a))}.segments(strings.Repeat("x", 144800), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
+	add("an endless Request-URI", "", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, connection{client.src, client.dst, client.first + uint32(len(a))}.segments("OPTIONS "+strings.Repeat("x", 144792), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
 	add("other lines between", "", []seen{fromClient(0, 0, a), fromClient(0, 1, b)}, at(0, a+"what is this\r\n\x00\xff\r\n"+b))
 	add("another protocol first", "", []seen{fromClient(1, 0, a)}, at(0, "\x16\x03\x01 no\r\n"), at(9, a))
 	add("a message in a body stays there", "", []seen{fromClient(1, 0, request("NOTIFY", "n", b)), fromClient(1, 1, c)}, client.segments(request("NOTIFY", "n", b)+c, 120)...)
@@ -823,6 +843,7 @@ func sizedMore() string {
 // lengthRows: every form of Content-Length, in a stream. The body has five bytes.
 func lengthRows() (rows []captureRow) {
 	next := request("BYE", "next", "")
+	skips := []string{"Content-Length: 65535\r\n", "Content-Length: 65536\r\n"} // what follows, as it announces
 	for _, row := range []struct{ fields, counts string }{
 		{"Content-Length: 5\r\n", ""},
 		{"content-length:5\r\n", ""},
@@ -882,12 +903,18 @@ func lengthRows() (rows []captureRow) {
 			if row.counts != "" {
 				want = []seen{fromClient(0, 0, next)}
 			}
+			if slices.Contains(skips, row.fields) {
+				want = nil
+			}
 			name := fmt.Sprintf("%s: Content-Length as %q", form, row.fields)
 			rows = append(rows, captureRow{name, ethernet, each(client.segment(0, "P", first+next)), want, row.counts})
 			if row.counts != "" {
 				want = []seen{fromClient(1, 0, next)}
 			} else {
 				want = []seen{fromClient(1, 0, first), fromClient(1, 1, next)}
+			}
+			if slices.Contains(skips, row.fields) {
+				want = nil
 			}
 			rows = append(rows, captureRow{name + " in two segments", ethernet, each(client.segments(first+next, 40)...), want, row.counts})
 		}
@@ -965,12 +992,12 @@ func webSocketRows() (rows []captureRow) {
 	}
 	add("Content-Length doesn't matter", "", []seen{overWS(0, 0, a+"more"), overWS(0, 1, small)}, frame(opText, true, mask, a+"more")+frame(opText, true, mask, small))
 	add("no Content-Length", "", []seen{overWS(0, 0, "OPTIONS sip:a SIP/2.0\r\n\r\n")}, frame(opText, true, mask, "OPTIONS sip:a SIP/2.0\r\n\r\n"))
-	add("fragmented", "", []seen{overWS(0, 0, a)}, frame(opText, false, mask, a[:50])+frame(opContinuation, false, mask, a[50:60])+frame(opContinuation, true, mask, a[60:]))
-	add("fragmented in its start line", "", []seen{overWS(0, 0, a)}, frame(opText, false, mask, a[:5])+frame(opContinuation, true, mask+9, a[5:]))
-	add("fragmented, an empty frame first", "", []seen{overWS(1, 0, b), overWS(1, 1, a)}, webSocketRequest, frame(opText, true, mask, b)+frame(opText, false, mask, "")+frame(opContinuation, true, mask, a))
-	add("fragmented, control frames between", "", []seen{overWS(2, 0, a), overWS(2, 1, b)}, frame(opText, false, mask, a[:50]), frame(opPing, true, mask, "are you there"),
+	add("in several frames", "stream_gap 1", nil, frame(opText, false, mask, a[:50])+frame(opContinuation, false, mask, a[50:60])+frame(opContinuation, true, mask, a[60:]))
+	add("in several frames, cut in its start line", "stream_gap 1", []seen{overWS(0, 0, small)}, frame(opText, true, mask, small), frame(opText, false, mask, a[:5])+frame(opContinuation, true, mask+9, a[5:]))
+	add("in several frames, the first one empty", "stream_gap 1", []seen{overWS(1, 0, b)}, webSocketRequest, frame(opText, true, mask, b)+frame(opText, false, mask, "")+frame(opContinuation, true, mask, a))
+	add("in several frames, control frames between", "stream_gap 1", []seen{overWS(2, 0, b)}, frame(opText, false, mask, a[:50]), frame(opPing, true, mask, "are you there"),
 		frame(opContinuation, false, mask, a[50:60])+frame(opPong, true, mask, "")+frame(opContinuation, true, mask, a[60:])+frame(opText, true, mask, b))
-	add("fragmented over segments", "", []seen{overWS(3, 0, a)}, (frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[:30],
+	add("in several frames, over segments", "stream_gap 1", nil, (frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[:30],
 		(frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[30:53], (frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[53:60],
 		(frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[60:])
 	add("ping first", "", []seen{overWS(1, 0, a)}, frame(opPing, true, mask, ""), frame(opText, true, mask, a))
@@ -995,11 +1022,11 @@ func webSocketRows() (rows []captureRow) {
 	frames := inSegments(frame(opText, true, mask, largest))
 	add("the largest message", "", []seen{overWS(len(frames)-1, 0, largest), overWS(len(frames), 0, a)}, append(frames, frame(opText, true, mask, a))...)
 	frames = inSegments(frame(opText, false, mask, largest[:40000]) + frame(opContinuation, true, mask, largest[40000:]))
-	add("the largest message, fragmented", "", []seen{overWS(len(frames)-1, 0, largest), overWS(len(frames), 0, a)}, append(frames, frame(opText, true, mask, a))...)
+	add("the largest message, in several frames", "stream_gap 1", []seen{overWS(len(frames), 0, a)}, append(frames, frame(opText, true, mask, a))...)
 	frames = inSegments(frame(opText, true, mask, a) + frame(opText, true, mask, sizedMore()))
 	add("a byte more than the largest message", "oversize 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
 	frames = inSegments(frame(opText, true, mask, a) + frame(opText, false, mask, largest[:60000]) + frame(opContinuation, true, mask, largest[:60000]))
-	add("fragments that are too long together", "oversize 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
+	add("frames that are too long together", "stream_gap 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
 	frames = inSegments(frame(opText, true, mask, sizedMore()))
 	add("a byte more than the largest message, first", "oversize 1", []seen{overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
 	add("a length of 64 bits", "oversize 1", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(opText, true, mask, a), "\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a, frame(opText, true, mask, b))
@@ -1058,6 +1085,10 @@ var otherProtocols = map[string]string{
 func otherProtocolRows() (rows []captureRow) {
 	m := request("INVITE", "quoted", "")
 	for name, raw := range otherProtocols {
+		if name == "SIP behind a zero" { // in a stream that is a keep-alive
+			rows = append(rows, captureRow{"no SIP: " + name + " over UDP", ethernet, each(over4(raw, ethernetHeader())), nil, ""})
+			continue
+		}
 		rows = append(rows,
 			captureRow{"no SIP: " + name + " over UDP", ethernet, each(over4(raw, ethernetHeader()), over6(raw, ethernetHeader())), nil, ""},
 			captureRow{"no SIP: " + name + " over TCP", ethernet, each(client.segment(0, "P", raw), client.segment(len(raw), "P", raw), client.segment(2*len(raw), "F", "")), nil, ""},
@@ -1090,9 +1121,9 @@ func TestRandomBytes(t *testing.T) {
 		for j := range noise {
 			noise[j] = byte(random.Uint32())
 		}
-		connection := flow{fmt.Sprintf("192.0.2.1:%d", 1024+i%3000), client.dst, uint32(i/3000) * 600}
+		sender := connection{fmt.Sprintf("192.0.2.1:%d", 1024+i%3000), client.dst, uint32(i/3000) * 600}
 		p.play(ethernet, caught{data: over4(string(noise), ethernetHeader())})
-		p.play(ethernet, caught{data: connection.segment(0, "P", string(noise))})
+		p.play(ethernet, caught{data: sender.segment(0, "P", string(noise))})
 	}
 	p.flush()
 	if len(p.messages) > 0 {
@@ -1149,12 +1180,12 @@ func checkStream(t testing.TB, frames []caught, want []string, wantCounts string
 	return true
 }
 
-// webSocketStream is the same messages over WebSocket, one of them fragmented.
+// webSocketStream is the same messages over WebSocket.
 func webSocketStream() (text string, messages []string) {
 	_, messages = stream()
 	frame := webSocketFrameOf
-	return frame(1, true, mask, messages[0]) + frame(opPing, true, mask, "ping") + frame(2, false, mask, messages[1][:60]) + frame(opPong, true, mask, "\r\n") +
-		frame(0, false, mask, messages[1][60:200]) + frame(0, true, mask, messages[1][200:]) + frame(1, true, mask, "\r\n\r\n") + frame(1, true, 0, messages[2]), messages
+	return frame(1, true, mask, messages[0]) + frame(opPing, true, mask, "ping") + frame(2, true, mask, messages[1]) +
+		frame(opPong, true, mask, "\r\n") + frame(1, true, mask, "\r\n\r\n") + frame(1, true, 0, messages[2]), messages
 }
 
 // TestSegmentation: wherever a stream is cut, the same messages come out.
@@ -1196,7 +1227,7 @@ func TestReordering(t *testing.T) {
 		all, messages := of()
 		for seed := range uint64(3000) {
 			random := rand.New(rand.NewPCG(seed, 9293))
-			f := flow{client.src, client.dst, uint32(-random.IntN(2*len(all)) - 1)} // most of them wrap
+			f := connection{client.src, client.dst, uint32(-random.IntN(2*len(all)) - 1)} // most of them wrap
 			var frames [][]byte
 			from := 0
 			for _, to := range append(randomCuts(random, len(all), 1+random.IntN(15)), len(all)) {
@@ -1273,7 +1304,7 @@ func frameInput(frames []caught) (packed []byte) {
 func FuzzFrame(f *testing.F) {
 	for _, row := range captureRows() {
 		if packed := frameInput(row.frames); len(packed) < 4000 {
-			f.Add(byte(row.link), packed)
+			f.Add(byte(slices.Index(linkTypes, row.link)), packed)
 		}
 	}
 	f.Fuzz(func(t *testing.T, link byte, packed []byte) {
@@ -1282,13 +1313,11 @@ func FuzzFrame(f *testing.F) {
 			size, cut := min(int(binary.BigEndian.Uint16(packed)), len(packed)-3), int(packed[2])
 			frame := packed[3 : 3+size]
 			packed = packed[3+size:]
-			p.play(layers.LinkType(link), caught{data: frame, length: size + cut, at: time.Duration(len(p.times)) * 100 * time.Millisecond})
+			p.play(linkTypes[int(link)%len(linkTypes)], caught{data: frame, length: size + cut, at: time.Duration(len(p.times)) * 100 * time.Millisecond})
 		}
 		p.flush()
 		p.counted(t)
-		if p.held != 0 || len(p.young)+len(p.old) != 0 {
-			t.Errorf("at the end %d bytes are held, and %d assemblies", p.held, len(p.young)+len(p.old))
-		}
+		p.checkEmpty(t)
 		for _, m := range p.messages {
 			raw := []byte(m.raw)
 			if startLine(bytes.TrimLeft(raw, "\r\n")) != yes || len(raw) > maxMessage || m.frame < 0 || m.index < 0 {
@@ -1409,11 +1438,8 @@ func FuzzWebSocket(f *testing.F) {
 			return
 		}
 		m := request("MESSAGE", "ws", strings.Repeat("text ", 40))
-		all, from, opcode := "", 0, byte(opText)
-		for _, to := range append(cutsFrom(steps, len(m)/2), len(m)) {
-			all += webSocketFrameOf(opcode, to == len(m), key, m[from:to]) + webSocketFrameOf(opPing, true, key, "ping")
-			from, opcode = to, opContinuation
-		}
+		all, opcode := "", byte(opText)
+		all = webSocketFrameOf(opcode, true, key, m) + webSocketFrameOf(opPing, true, key, "ping")
 		got, counts := raws(t, each(client.segments(all, cutsFrom(steps, len(all))...)...))
 		if len(got) != 1 || got[0] != m || counts != "" {
 			t.Errorf("got %q, counted %q, want %q", got, counts, m)
@@ -1450,10 +1476,14 @@ func TestSIPpCaptures(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer handle.Close()
-			if err := handle.SetBPFFilter(defaultBPF(handle.LinkType())); err != nil {
+			link, err := linkTypeOf(handle)
+			if err != nil {
 				t.Fatal(err)
 			}
-			var counters counters
+			if err := handle.SetBPFFilter(defaultBPF(link)); err != nil {
+				t.Fatal(err)
+			}
+			var counters captureCounters
 			var got []string
 			d := newDecoder(&counters, func(m *message) {
 				if m.transport != over {
@@ -1468,7 +1498,7 @@ func TestSIPpCaptures(t *testing.T) {
 				} else if err != nil {
 					t.Fatal(err)
 				}
-				d.frame(handle.LinkType(), frame, info)
+				d.frame(link, frame, info)
 			}
 			d.flush()
 			want := strings.Split(strings.TrimSpace(string(golden)), "\n")
@@ -1563,7 +1593,7 @@ func raceDetector() bool {
 
 // flood counts the messages that come out between the frames of a flood, and looks at the memory that the process has had at most.
 func flood(t *testing.T, run func(send func([]byte), between func())) {
-	var counters counters
+	var counters captureCounters
 	got, want := 0, 0
 	d := newDecoder(&counters, func(*message) { got++ })
 	info := gopacket.CaptureInfo{Timestamp: captureStart}
@@ -1575,15 +1605,15 @@ func flood(t *testing.T, run func(send func([]byte), between func())) {
 	all, messages := stream()
 	overWS, _ := webSocketStream()
 	good := slices.Concat([][]byte{over4(messages[0], ethernetHeader())}, client.segments(all, 100, 200, 300),
-		flow{"192.0.2.77:5000", client.dst, 5}.segments(overWS, 100, 200, 300),
+		connection{"192.0.2.77:5000", client.dst, 5}.segments(overWS, 100, 200, 300),
 		fragments([]header{ethernetHeader(), ipv6Header()}, []header{udpHeader(5060, 5060), data(messages[1])}, 7, 80, 160))
 	run(send, func() {
 		for _, frame := range good {
 			send(frame)
 		}
 		// The same streams go on as new connections.
-		send(flow{client.src, client.dst, client.first - 1}.segment(0, "S", ""))
-		send(flow{"192.0.2.77:5000", client.dst, 4}.segment(0, "S", ""))
+		send(connection{client.src, client.dst, client.first - 1}.segment(0, "S", ""))
+		send(connection{"192.0.2.77:5000", client.dst, 4}.segment(0, "S", ""))
 		want += 1 + 3 + 3 + 1
 	})
 	if got != want {
@@ -1602,7 +1632,7 @@ func flood(t *testing.T, run func(send func([]byte), between func())) {
 
 // benchmarkFrames decodes frames again and again; each round is one of b.N. messages is how many come out of a round.
 func benchmarkFrames(b *testing.B, messages int, frames ...[]byte) {
-	var counters counters
+	var counters captureCounters
 	got := 0
 	d := newDecoder(&counters, func(*message) { got++ })
 	info := gopacket.CaptureInfo{Timestamp: captureStart}
@@ -1631,7 +1661,7 @@ func BenchmarkFrameUDP(b *testing.B) {
 func BenchmarkFrameTCP(b *testing.B) {
 	m := request("INVITE", "benchmark", strings.Repeat("a=rtpmap:0\r\n", 25))
 	segment := client.segment(0, "P", m)
-	var counters counters
+	var counters captureCounters
 	got, sequence := 0, client.first
 	d := newDecoder(&counters, func(*message) { got++ })
 	info := gopacket.CaptureInfo{Timestamp: captureStart, CaptureLength: len(segment), Length: len(segment)}
@@ -1649,7 +1679,7 @@ func BenchmarkFrameTCP(b *testing.B) {
 
 // BenchmarkFrameNoise is a round of four frames: RTP, DNS, HTTP over TCP, TLS.
 func BenchmarkFrameNoise(b *testing.B) {
-	https := flow{"192.0.2.1:50000", "198.51.100.2:443", 9}
+	https := connection{"192.0.2.1:50000", "198.51.100.2:443", 9}
 	benchmarkFrames(b, 0, over4(otherProtocols["RTP"], ethernetHeader()), over4(otherProtocols["DNS"], ethernetHeader()),
 		client.segment(0, "P", otherProtocols["HTTP request"]), https.segment(0, "P", otherProtocols["TLS data"]))
 }
@@ -1687,7 +1717,7 @@ func TestHostileCost(t *testing.T) {
 		"segments that wait":                 waiting,
 	} {
 		t.Run(name, func(t *testing.T) {
-			var counters counters
+			var counters captureCounters
 			info := gopacket.CaptureInfo{Timestamp: captureStart}
 			size, took := 0, time.Duration(math.MaxInt64)
 			for range 3 { // the best of three: the machine may have other things to do
