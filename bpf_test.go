@@ -31,8 +31,8 @@ type bpfLink struct {
 
 var bpfLinks = []bpfLink{
 	{"Ethernet", 1, []header{ethernetHeader()}, true},
-	{"Linux cooked", 113, []header{sllHeader()}, true},
-	{"Linux cooked v2", 276, []header{sll2Header()}, true},
+	{"Linux cooked", 113, []header{sllHeader()}, false},
+	{"Linux cooked v2", 276, []header{sll2Header()}, false},
 	{"raw IP", 101, nil, false},
 	{"loopback of BSD", 0, []header{nullHeader()}, false},
 	{"loopback of OpenBSD", 108, []header{loopHeader()}, false},

@@ -48,9 +48,10 @@ const (
 	gapAge      = 2 * time.Second  // in which a lost segment may be sent again
 	window      = 1 << 20          // sequence numbers farther apart are of different connections
 
-	maxChecksums      = 8    // datagrams under one identification that fail, until all of it goes
-	maxWebSocketTries = 8    // places in a segment where a WebSocket stream may begin
-	maxWebSocketLine  = 1024 // bytes of a start line with which one begins
+	maxChecksums        = 8    // datagrams under one identification that fail, until all of it goes
+	maxWebSocketTries   = 8    // places in a segment where a WebSocket stream may begin
+	maxWebSocketLine    = 1024 // bytes of a start line with which one begins
+	maxWebSocketSection = 8192 // bytes of a header section with which one begins that has no mask
 )
 
 // captureCounters are shared by all captures.
@@ -1461,9 +1462,9 @@ func (f *framer) gap(size int) (lost bool) {
 // seek looks for a start line, at the beginnings of lines and of segments, and, at a few places, for a
 // WebSocket frame with one. It waits for more where there may be one.
 func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool) {
-	before := len(b)
+	before, isFirst := len(b), !f.sip
 	defer func() {
-		if !f.sip {
+		if isFirst {
 			f.passed += before - len(rest)
 		}
 	}()
@@ -1672,10 +1673,11 @@ type webSocketHeader struct {
 
 // The opcodes of WebSocket frames (RFC 6455 §5.2).
 const (
-	opcodeText    = 1
-	opcodeBinary  = 2
-	opcodeControl = 8 // and higher
-	opcodePong    = 10
+	opcodeContinuation = 0
+	opcodeText         = 1
+	opcodeBinary       = 2
+	opcodeControl      = 8 // and higher
+	opcodePong         = 10
 )
 
 // readWebSocketHeader reads what b begins with; maybe: the header isn't there as a whole.
@@ -1727,9 +1729,8 @@ func (d *decoder) payload(h webSocketHeader, frame []byte, most int) []byte {
 	return d.unmasked[:size]
 }
 
-// webSocketStart tells whether a WebSocket stream begins with b: at control frames, and a data frame with a whole
-// start line. Without a mask it must have a whole header section: a byte of anything before a start line of
-// SIP looks like a frame, too. n is where the data frame begins; for maybe how many bytes would tell.
+// webSocketStart tells whether a WebSocket stream begins with b: with control frames, and a data frame with a
+// whole start line. n is where the data frame begins; for maybe how many bytes would tell.
 func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
 	const maxControls = 4
 	for range maxControls {
@@ -1738,32 +1739,49 @@ func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
 			return is, len(b) + 1
 		}
 		end := n + h.size + h.length
-		if h.opcode >= opcodeControl && end < len(b) {
-			n = end
-			continue
+		if h.opcode < opcodeControl {
+			return d.webSocketMessage(h, b, n)
 		}
-		if h.opcode >= opcodeControl && end > len(b) {
+		if end == len(b) {
+			return no, 0 // behind it a segment begins: that is a place, too
+		}
+		if end > len(b) {
 			return maybe, end
 		}
-		if h.opcode != opcodeText && h.opcode != opcodeBinary {
-			return no, 0
-		}
-		begin := d.payload(h, b[n:], maxWebSocketLine)
-		switch sip := startLine(bytes.TrimLeftFunc(begin, isCRLF)); {
-		case sip == no || sip == maybe && len(begin) == min(h.length, maxWebSocketLine):
-			return no, 0
-		case sip == maybe:
-			return maybe, n + h.size + min(h.length, maxWebSocketLine)
-		case h.masked || !h.final || h.length > maxMessage:
-			return yes, n
-		case end > len(b):
-			return maybe, end
-		}
-		text := bytes.TrimLeftFunc(b[n+h.size:end], isCRLF)
-		if bytes.Contains(text, []byte("\n\r\n")) || bytes.Contains(text, []byte("\n\n")) {
-			return yes, n
-		}
+		n = end
+	}
+	return no, 0
+}
+
+// webSocketMessage is webSocketStart from a data frame on, which begins at n. Without a mask a byte of anything
+// before a start line looks like a frame, too: there the header section has to end in it, and text can't
+// follow it.
+func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict, int) {
+	end := n + h.size + h.length
+	line := d.payload(h, b[n:], maxWebSocketLine)
+	isAll := len(line) == min(h.length, maxWebSocketLine)
+	switch sip := startLine(bytes.TrimLeftFunc(line, isCRLF)); {
+	case h.opcode == opcodeContinuation || sip == no || sip == maybe && isAll:
 		return no, 0
+	case sip == maybe:
+		return maybe, n + h.size + min(h.length, maxWebSocketLine)
+	case h.masked || !h.final || h.length > maxMessage:
+		return yes, n
+	}
+	text := b[n+h.size : min(end, n+h.size+maxWebSocketSection, len(b))]
+	section := bytes.Index(text, []byte("\n\r\n")) + len("\n\r\n")
+	length, good := contentLength(text)
+	switch {
+	case section < len("\n\r\n") && len(text) < min(h.length, maxWebSocketSection):
+		return maybe, len(b) + 1
+	case section < len("\n\r\n"):
+		return no, 0
+	case end == len(b) || end > len(b) && good && section+length == h.length:
+		return yes, n
+	case end < len(b):
+		if _, is := readWebSocketHeader(b[end:]); is != no {
+			return yes, n
+		}
 	}
 	return no, 0
 }
