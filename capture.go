@@ -1472,8 +1472,10 @@ func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool)
 	for len(b) > 0 {
 		if f.searched == 0 {
 			line := len(b)
-			b = bytes.TrimLeft(b, "\x00\r\n") // keep-alives, and more of the kind
-			isPlace = isPlace || line-len(b) >= len("\n")
+			for len(b) > 0 && (b[0] == '\n' || b[0] == '\r' || b[0] == 0) { // keep-alives
+				b = b[1:]
+			}
+			isPlace = isPlace || len(b) < line
 		}
 		verdict, size := proxyHeader(b)
 		if verdict == yes {
@@ -1568,7 +1570,8 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 
 // beginsMessage tells whether a line in a header section is a start line, and not one like "Server : demo SIP/2.0".
 func beginsMessage(line []byte) bool {
-	if startLine(line) != yes {
+	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r")) // the line isn't empty
+	if line[0]|0x20 != 's' && last[len(last)-1] != '0' || startLine(line) != yes { // 0x20: in lower case
 		return false
 	}
 	name := bytes.IndexFunc(line, func(c rune) bool { return c > 127 || !isToken(byte(c)) })
@@ -1607,7 +1610,7 @@ func contentLength(section []byte) (length int, good bool) {
 		differ = differ || fields > 0 && !bytes.Equal(value, other)
 		value = other
 		fields++
-		return false
+		return differ
 	})
 	number, err := strconv.ParseUint(string(value), 10, 64) // 2^64-1 if it is larger
 	good = !differ && (err == nil || errors.Is(err, strconv.ErrRange))
