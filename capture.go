@@ -1570,7 +1570,7 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 
 // beginsMessage tells whether a line in a header section is a start line, and not one like "Server : demo SIP/2.0".
 func beginsMessage(line []byte) bool {
-	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r")) // the line isn't empty
+	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r"))                     // the line isn't empty
 	if line[0]|0x20 != 's' && last[len(last)-1] != '0' || startLine(line) != yes { // 0x20: in lower case
 		return false
 	}

@@ -1554,55 +1554,55 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
-// FuzzFragments cuts a datagram where cuts says and sends the pieces in the order that order says, some of them twice: it must come out, once.
-// With foreign bytes over a part of it, nothing must come out.
+// FuzzFragments sends pieces of three datagrams under one identification, each of them cut in three ways, and foreign ones, as
+// the script says. Whatever comes out was sent, and of one datagram alone all of it comes out, once.
 func FuzzFragments(f *testing.F) {
-	f.Add([]byte{1, 3, 3}, []byte{0, 1, 2}, false, uint16(0), false)
-	f.Add([]byte{1, 3, 3}, []byte{2, 1, 0}, true, uint16(3), true)
-	f.Add([]byte{40}, []byte{1, 1, 0}, true, uint16(0), false)
-	f.Add([]byte{}, []byte{}, false, uint16(9), true)
-	f.Fuzz(func(t *testing.T, cuts, order []byte, six bool, foreign uint16, overlap bool) {
-		raw := request("INVITE", "fuzz", strings.Repeat("0123456789abcdef", 20))
-		inner := []header{udpHeader(5060, 5060), data(raw)}
-		outer, want := []header{ethernetHeader(), ipv4Header()}, datagram4(0, raw)
+	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, false)
+	f.Add([]byte{64, 65, 66, 0, 128, 129, 130, 1, 2, 3}, true)
+	f.Add([]byte{0, 200, 1, 201, 2, 64, 3, 65, 66, 67, 68}, false)
+	f.Add([]byte{12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0}, true)
+	var sent []string
+	for i, size := range []int{900, 900, 1100} {
+		sent = append(sent, request("INVITE", strconv.Itoa(i), strings.Repeat(string(rune('a'+i)), 200)+strings.Repeat("z", size-200)))
+	}
+	f.Fuzz(func(t *testing.T, script []byte, six bool) {
+		outer := []header{ethernetHeader(), ipv4Header()}
 		if six {
-			outer, want = []header{ethernetHeader(), ipv6Header()}, datagram6(0, raw)
+			outer = []header{ethernetHeader(), ipv6Header()}
 		}
-		payload := udpPayload(outer, inner)
-		at := []int{16 * (1 + int(foreign)%4)}
-		for _, c := range cuts {
-			if next := at[len(at)-1] + 16*(1+int(c)%16); next < len(payload) {
-				at = append(at, next)
-			}
-		}
-		pieces := fragments(outer, inner, 77, at...)
-		// Each piece comes at least once, and none of them behind the one that completes the datagram.
-		var all []int
-		for _, o := range order {
-			all = append(all, int(o)%len(pieces))
-		}
-		for i := range pieces {
-			all = append(all, i)
+		var pieces [][][]byte
+		for _, raw := range sent {
+			inner := []header{udpHeader(5060, 5060), data(raw)}
+			pieces = append(pieces, slices.Concat(
+				fragments(outer, inner, 77, 400, 800),
+				fragments(outer, inner, 77, sizes(160, 800)...),
+				fragments(outer, inner, 77, 8, 16, 904)))
 		}
 		p := newPlayer()
-		if overlap {
-			place := 16*(int(foreign)%(len(payload)/16)) + 8 // in no piece's own place: it can't stand for one
-			other := bytes.Repeat([]byte{0xff}, 8)
-			p.play(ethernet, caught{data: fragment(outer, layers.IPProtocolUDP, 77, place, true, other)})
-		}
-		seen := map[int]bool{}
-		for _, i := range all {
-			if len(seen) < len(pieces) {
-				p.play(ethernet, caught{data: pieces[i], at: time.Duration(len(p.times)) * time.Millisecond})
-				seen[i] = true
+		used := map[byte]map[byte]bool{}
+		for _, step := range script {
+			kind, which := step>>6, step&63
+			frame := fragment(outer, layers.IPProtocolUDP, 77, 8*int(which), which%2 == 0, bytes.Repeat([]byte{which}, 16))
+			if int(kind) < len(pieces) {
+				which %= byte(len(pieces[kind]))
+				frame = pieces[kind][which]
 			}
+			if used[kind] == nil {
+				used[kind] = map[byte]bool{}
+			}
+			used[kind][which] = true
+			p.play(ethernet, caught{data: frame, at: time.Duration(len(p.times)) * time.Millisecond})
 		}
 		p.flush()
-		want.frame = len(p.times) - 1
-		if counts := p.counted(t); overlap && (len(p.messages) != 0 || counts != "fragment 1") {
-			t.Errorf("overlap: got\n%s\ncounted %q", listed(p.messages), counts)
-		} else if !overlap && (len(p.messages) != 1 || p.messages[0] != want || counts != "") {
-			t.Errorf("got\n%s\nwant\n%s\ncounted %q", listed(p.messages), want, counts)
+		p.checkEmpty(t)
+		p.counted(t)
+		for _, m := range p.messages {
+			if !slices.Contains(sent, m.raw) {
+				t.Errorf("never sent: %s", m)
+			}
+		}
+		if only := used[0]; len(used) == 1 && only[0] && only[1] && only[2] && len(p.messages) != 1 {
+			t.Errorf("%d messages of one", len(p.messages))
 		}
 	})
 }
@@ -1617,40 +1617,102 @@ func cutsFrom(steps []byte, size int) (cuts []int) {
 	return cuts
 }
 
-// loneCR begins a line. It is no line end, but it is let through before a start line, unless a segment ends behind it.
-var loneCR = regexp.MustCompile(`(^|\n)\r+[^\r\n]`)
+// shuffled puts segments into another order, each at most 8 places from its own, some of them twice.
+func shuffled(frames [][]byte, order []byte) (all [][]byte) {
+	frames = slices.Clone(frames)
+	for i, o := range order {
+		if i >= len(frames) {
+			break
+		}
+		j := min(len(frames)-1, i+int(o)%8)
+		frames[i], frames[j] = frames[j], frames[i]
+	}
+	for i, frame := range frames {
+		all = append(all, frame)
+		if len(order) > 0 && order[i%len(order)] > 200 {
+			all = append(all, frames[max(0, i-3)])
+		}
+	}
+	return all
+}
 
-// FuzzStream: however a stream of messages is cut, the same ones come out; whatever else it holds, nothing breaks.
+// isOnly tells whether a stream is nothing but these messages. Between messages anything may stand, but where a segment
+// happens to begin in it a message may seem to begin, too: a stream joined in the middle can't be told from a shorter one.
+func isOnly(all string, messages []string) bool {
+	lines := strings.NewReplacer("\r", "", "\n", "")
+	return lines.Replace(strings.Join(messages, "")) == lines.Replace(all)
+}
+
+// FuzzStream: however a stream of messages that begins with a SYN is cut, and in whatever order its segments come, the same
+// messages come out, in the same order; whatever else it holds, nothing breaks.
 func FuzzStream(f *testing.F) {
 	all, _ := stream()
-	f.Add([]byte(all), []byte{1})
-	f.Add([]byte(all), []byte{90, 3, 200})
+	f.Add([]byte(all), []byte{1}, []byte{})
+	f.Add([]byte(all), []byte{90, 3, 200}, []byte{7, 3, 255, 1})
 	for _, row := range lengthRows() {
-		f.Add(row.frames[0].data[14+20+20:], []byte{7, 30})
+		f.Add(row.frames[0].data[14+20+20:], []byte{7, 30}, []byte{3})
 	}
 	for _, name := range slices.Sorted(maps.Keys(otherProtocols)) {
-		f.Add([]byte(otherProtocols[name]+"\r\n"+all), []byte{5})
+		f.Add([]byte(otherProtocols[name]+"\r\n"+all), []byte{5}, []byte{201, 2})
 	}
 	for _, line := range startLines {
-		f.Add([]byte(line.line+"\r\n"+all), []byte{5})
+		f.Add([]byte(line.line+"\r\n"+all), []byte{5}, []byte{})
 	}
-	f.Fuzz(func(t *testing.T, rest, steps []byte) {
+	f.Fuzz(func(t *testing.T, rest, steps, order []byte) {
 		all := request("OPTIONS", "first", "") + string(rest)
-		if len(all) > 60000 || loneCR.Match(rest) {
+		if len(all) > 60000 {
 			return
 		}
-		want, _ := raws(t, each(client.segment(0, "P", all)))
-		got, _ := raws(t, each(client.segments(all, cutsFrom(steps, len(all))...)...))
-		// Between messages anything may stand, but where a segment happens to begin in it a message may seem to begin, too
-		// (a stream joined in the middle can't be told from a shorter one). So only streams of nothing but messages have to agree.
-		lines := strings.NewReplacer("\r", "", "\n", "")
-		if lines.Replace(strings.Join(want, "")) == lines.Replace(all) && !slices.Equal(got, want) {
-			t.Errorf("in one segment %.2000q\ncut with %v %.2000q", want, steps, got)
+		want, _ := raws(t, each(client.syn(), client.segment(0, "P", all)))
+		segments := client.segments(all, cutsFrom(steps, len(all))...)
+		got, _ := raws(t, each(append([][]byte{client.syn()}, shuffled(segments, order)...)...))
+		if isOnly(all, want) && !slices.Equal(got, want) {
+			t.Errorf("in one segment %.2000q\ncut with %v, order %v %.2000q", want, steps, order, got)
 		}
 	})
 }
 
-// FuzzWebSocket does the same for frames of WebSocket, and puts a message in as many of them as it likes.
+// FuzzFramer: whatever comes, and however it is cut, with gaps or without, what comes out of the framer begins with a start line
+// and is in the stream as it is, or in a WebSocket frame of it.
+func FuzzFramer(f *testing.F) {
+	all, _ := stream()
+	overWS, _ := webSocketStream()
+	f.Add([]byte(all), []byte{40, 90, 3}, uint16(0))
+	f.Add([]byte(overWS), []byte{40, 90, 3}, uint16(0))
+	f.Add([]byte(sipI("fuzz")+all), []byte{9, 200}, uint16(50))
+	f.Add([]byte("INVITE sip:a SIP/2.0\r\nX: y\r\r\n\r\n"+all), []byte{1}, uint16(0))
+	f.Fuzz(func(t *testing.T, all, steps []byte, gap uint16) {
+		if len(all) > 60000 {
+			return
+		}
+		var counters captureCounters
+		text := string(all)
+		d := newDecoder(&counters, func(m *message) {
+			if startLine(bytes.TrimLeft(m.raw, "\r\n")) != yes || len(m.raw) > maxMessage {
+				t.Errorf("not a message: %.200q", m.raw)
+			}
+			if m.transport == tcp && !strings.Contains(text, string(m.raw)) {
+				t.Errorf("not in the stream: %.200q", m.raw)
+			}
+		})
+		var stream framer
+		for i, to := range append(cutsFrom(steps, len(all)), len(all)) {
+			from := len(text) - len(all)
+			if gap > 0 && i == 3 {
+				stream.gap(int(gap))
+			}
+			part := bytes.Clone(all[:to-from])
+			stream.feed(d, part)
+			clear(part)
+			all = all[to-from:]
+			if len(stream.buffer) > maxMessage+to-from {
+				t.Fatalf("%d bytes are held", len(stream.buffer))
+			}
+		}
+	})
+}
+
+// FuzzWebSocket does the same as FuzzStream for frames of WebSocket.
 func FuzzWebSocket(f *testing.F) {
 	all, _ := webSocketStream()
 	f.Add([]byte(all), []byte{1}, uint32(0))
@@ -1674,10 +1736,7 @@ func FuzzWebSocket(f *testing.F) {
 		all += string(rest)
 		want, _ := raws(t, each(client.segment(0, "P", all)))
 		got, _ = raws(t, each(client.segments(all, cutsFrom(steps, len(all))...)...))
-		// Between messages anything may stand, but where a segment happens to begin in it a message may seem to begin, too
-		// (a stream joined in the middle can't be told from a shorter one). So only streams of nothing but messages have to agree.
-		lines := strings.NewReplacer("\r", "", "\n", "")
-		if lines.Replace(strings.Join(want, "")) == lines.Replace(all) && !slices.Equal(got, want) {
+		if isOnly(all, want) && !slices.Equal(got, want) {
 			t.Errorf("in one segment %.2000q\ncut with %v %.2000q", want, steps, got)
 		}
 	})
@@ -1986,7 +2045,7 @@ func hostile() map[string][][]byte {
 		"start lines without an empty line, 64 KB":          whole(startLines[:63800]),
 		"start lines, then header lines":                    ofSegments(startLines[:30000] + lengths[:30000]),
 		"lines of Content-Length":                           ofSegments(lengths + "\r\n"),
-		"lines of Content-Length, 64 KB":                    whole(lengths[:60000]+"\r\n"),
+		"lines of Content-Length, 64 KB":                    whole(lengths[:60000] + "\r\n"),
 		"folded lines of Content-Length":                    ofSegments("INVITE sip:a SIP/2.0\r\nl: 5\r\n" + strings.Repeat(" 5\r\n", 12000) + "\r\n"),
 		"messages without a length":                         ofSegments(strings.Repeat("INVITE sip:a SIP/2.0\r\nl: x\r\n\r\n", 1900)),
 		"lines that could begin WebSocket frames":           whole(binary),
