@@ -1394,9 +1394,9 @@ func (f *framer) isIdle() bool { return f.state == seeking && f.skip == 0 && len
 // isOpen tells whether the end of the stream would be in the middle of a message.
 func (f *framer) isOpen() bool { return !f.broken && f.skip == 0 && len(f.buffer) > 0 }
 
-// restart is for what comes next: nothing of what came is needed.
+// restart is for what comes next: only feed still needs the buffer.
 func (f *framer) restart() {
-	*f = framer{sip: f.sip, webSocket: f.webSocket, passed: f.passed}
+	*f = framer{sip: f.sip, webSocket: f.webSocket, passed: f.passed, buffer: f.buffer}
 }
 
 // feed takes the next bytes. With them a line begins, or goes on.
@@ -1453,6 +1453,7 @@ func (f *framer) gap(size int) (lost bool) {
 		rest = f.need - len(f.buffer) - size
 	}
 	f.restart()
+	f.buffer = nil
 	f.skip = max(rest, 0)
 	f.webSocket = f.webSocket && rest > 0
 	f.sip = f.sip && rest > 0
