@@ -26,22 +26,22 @@ import (
 
 // From libpcap to SIP messages:
 //
-//	source → frame → decoder: headers and tunnels → datagram, or one of its fragments → message
-//	                                              → segment of a flow → track → framer → message
+//	source → frame → headers and tunnels → datagram, put together from its fragments → message
+//	                                     → segment → track of a flow → framer → message
 //
 // Limits on what the wire can make the sensor keep, for each source. Times are of the capture.
 const (
 	maxMessage = 65535   // bytes of a message; its envelope stays below the 128 KB of cloud brokers
-	maxSkip    = 2 << 20 // bytes of a message too large that are skipped; a larger number is a mistake
+	maxSkip    = 2 << 20 // bytes of a message too large that are skipped; more is a mistake
 	maxMethod  = 256     // bytes of a method
 	maxHeaders = 24      // in a frame: tags, extensions, tunnels; a longer chain is an attack
 
-	maxDatagrams = 8 << 20   // bytes that datagrams in fragments hold
-	maxFlows     = 16 << 20  // bytes that flows hold; most hold nothing
+	maxDatagrams = 5 << 20   // bytes that datagrams in fragments hold
+	maxFlows     = 10 << 20  // bytes that flows hold; most hold nothing
 	maxIdle      = 120_000   // flows that hold nothing, and as many that had nothing to say lately
 	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
 	pieceSize    = 16        // bytes of a piece
-	overhead     = 128       // bytes that each piece, segment, datagram or flow costs besides its data
+	overhead     = 128       // bytes that a piece, segment, datagram or flow costs besides its data
 
 	fragmentAge = 30 * time.Second // in which a datagram must be complete
 	flowAge     = time.Minute      // after which a flow without segments is forgotten
@@ -74,7 +74,8 @@ type source struct {
 // errUnusable is in the errors of what trying again doesn't mend: a filter or a link type.
 var errUnusable = errors.New("can't be used")
 
-// open opens the device or the file. A BPF filter that is refused never means an unfiltered capture.
+// open opens the device or the file. A BPF filter that is refused never means an unfiltered
+// capture.
 func (s *source) open() (*pcap.Handle, error) {
 	handle, err := s.activate()
 	if err != nil {
@@ -97,7 +98,7 @@ func (s *source) activate() (*pcap.Handle, error) {
 	if s.isFile {
 		handle, err := pcap.OpenOffline(s.name)
 		if err != nil && strings.Contains(err.Error(), "unknown file format") {
-			err = fmt.Errorf("%w: neither pcap nor pcapng; what is compressed has to be unpacked", err)
+			err = fmt.Errorf("%w: neither pcap nor pcapng; unpack it, if compressed", err)
 		}
 		return handle, err
 	}
@@ -122,8 +123,8 @@ func (s *source) activate() (*pcap.Handle, error) {
 	return handle, err
 }
 
-// check tells what is wrong with the filter, or the file, without capturing. What can be read only once isn't
-// read: that may be of any link type.
+// check tells what is wrong with the filter, or the file, without capturing. What can be read only
+// once isn't read: that may be of any link type.
 func (s *source) check() error {
 	info, err := os.Stat(s.name)
 	if s.isFile && s.name != "-" && (err != nil || info.Mode().IsRegular()) {
@@ -149,7 +150,8 @@ func refused(err error, link linkType) error {
 	return fmt.Errorf("the BPF filter %w on link type %s: %w", errUnusable, link.name, err)
 }
 
-// linkType is a link type that is read: where its header has the EtherType, and the size of that header.
+// linkType is a link type that is read: where its header has the EtherType, and the size of that
+// header.
 type linkType struct {
 	name        string // as libpcap has it
 	etherTypeAt int    // or noEtherType: IP follows
@@ -193,10 +195,10 @@ func linkTypeOf(handle *pcap.Handle) (linkType, error) {
 	return linkType{}, fmt.Errorf("link type %s %w; it reads%s", name, errUnusable, read)
 }
 
-// defaultBPF selects port 5060 over UDP, TCP and SCTP, the fragments that may belong to it (only the
-// first one has the port), IPv6 behind extension headers, and on Ethernet all this inside one or two
-// VLAN tags: vlan shifts the offsets of what follows it, and fails on other links. In libpcap's
-// language 'and' and 'or' have the same precedence: hence all the parentheses.
+// defaultBPF selects port 5060 over UDP, TCP and SCTP, the fragments that may belong to it (only
+// the first one has the port), IPv6 behind extension headers, and on Ethernet all this inside one
+// or two VLAN tags: vlan shifts the offsets of what follows it, and fails on other links. In
+// libpcap's language 'and' and 'or' have the same precedence: hence all the parentheses.
 func defaultBPF(link linkType) string {
 	const sip = "((ip and (ip[9] = 6 or ip[9] = 17 or ip[9] = 132) and (ip[6:2] & 0x3fff != 0" +
 		" or ip[((ip[0] & 15) << 2):2] = 5060 or ip[((ip[0] & 15) << 2) + 2:2] = 5060))" +
@@ -209,9 +211,9 @@ func defaultBPF(link linkType) string {
 	return sip + " or (vlan and (" + sip + " or (vlan and " + sip + ")))"
 }
 
-// capture hands every frame to the decoder, to the end of the file, or until ctx ends. A device that
-// fails is opened again, for as long as it takes, every 1 s to 30 s. The goroutine that calls it alone
-// owns the decoder: there are no locks.
+// capture hands every frame to the decoder, to the end of the file, or until ctx ends. A device
+// that fails is opened again, for as long as it takes, every 1 s to 30 s. The goroutine that calls
+// it alone owns the decoder: there are no locks.
 func (s *source) capture(ctx context.Context, handle *pcap.Handle, d *decoder) error {
 	defer d.flush()
 	for {
@@ -235,8 +237,8 @@ func (s *source) capture(ctx context.Context, handle *pcap.Handle, d *decoder) e
 	}
 }
 
-// read returns nil at the end of the file or of ctx. Then what the kernel has buffered still comes, for
-// at most lastFrames.
+// read returns nil at the end of the file or of ctx. Then what the kernel has buffered still
+// comes, for at most lastFrames.
 func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) error {
 	const lastFrames = 200 * time.Millisecond
 	defer handle.Close()
@@ -304,8 +306,8 @@ func explained(err error) error {
 	return err
 }
 
-// decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that calls
-// frame, expire and flush.
+// decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that
+// calls frame, expire and flush.
 type decoder struct {
 	counters  *captureCounters
 	found     func(*message) // takes every message; must not keep its bytes
@@ -380,8 +382,8 @@ func (d *decoder) flush() {
 	}
 }
 
-// recovered makes a mistake of ours cost a frame, never the process. The log gets its place at most once
-// a minute, and never bytes of the frame, which the text of a panic may have.
+// recovered makes a mistake of ours cost a frame, never the process. The log gets its place at
+// most once a minute, and never bytes of the frame, which the text of a panic may have.
 func (d *decoder) recovered() {
 	if recover() == nil {
 		return
@@ -392,16 +394,16 @@ func (d *decoder) recovered() {
 	}
 	d.failed = time.Now()
 	_, here, _, ok := runtime.Caller(0)
-	place := ""
-	for skip, file, line := 1, "", 0; ok && filepath.Dir(file) != filepath.Dir(here); skip++ {
+	file, line := "", 0
+	for skip := 1; ok && filepath.Dir(file) != filepath.Dir(here); skip++ {
 		_, file, line, ok = runtime.Caller(skip)
-		place = fmt.Sprintf("%s:%d", filepath.Base(file), line)
 	}
+	place := fmt.Sprintf("%s:%d", filepath.Base(file), line)
 	slog.Error("a frame is lost by a mistake in sip-capture", "place", place)
 }
 
-// pool keeps what isn't complete yet, each under its name. When it holds too much, what was used least lately
-// goes, or nearly that: what was used since it was queued gets a second chance.
+// pool keeps what isn't complete yet, each under its name. When it holds too much, what was used
+// least lately goes, or nearly that: what was used since it was queued gets a second chance.
 type pool[K comparable, V any] struct {
 	entries map[K]*pooled[K, V]
 	queue   []*pooled[K, V] // the oldest first
@@ -437,8 +439,8 @@ func (p *pool[K, V]) drop(e *pooled[K, V]) {
 	delete(p.entries, e.key)
 }
 
-// expire ends at most one entry that is too old, or for which there is no room, after a few looks at most: no
-// frame pays for all the others.
+// expire ends at most one entry that is too old, or for which there is no room, after a few looks
+// at most: no frame pays for all the others.
 func (p *pool[K, V]) expire(now time.Time) {
 	const looks = 8
 	for range min(looks, len(p.queue)) {
@@ -480,8 +482,8 @@ const (
 	protocolSCTP = 132
 )
 
-// decode reads header after header, from the link to SIP. What isn't IP, or is another protocol, is no
-// concern of ours.
+// decode reads header after header, from the link to SIP. What isn't IP, or is another protocol,
+// is no concern of ours.
 func (d *decoder) decode(link linkType, b []byte) {
 	layer := etherIPv4
 	if at := link.etherTypeAt; at >= 0 && len(b) >= link.headerSize {
@@ -511,8 +513,8 @@ func (d *decoder) behind(b []byte, size int) []byte {
 	return b[min(size, len(b)):]
 }
 
-// upTo returns what is there of size bytes that a header announces, and notes what is missing. What lies
-// behind them is padding.
+// upTo returns what is there of size bytes that a header announces, and notes what is missing.
+// What lies behind them is padding.
 func (d *decoder) upTo(b []byte, size int) []byte {
 	d.missing = max(size-len(b), 0)
 	d.bad = d.bad || size < 0 || d.missing > 0 && !d.cut
@@ -591,7 +593,9 @@ func (d *decoder) protocol(layer int, h [40]byte, b []byte) (next int, rest []by
 // numbers, type II with 8 bytes more.
 func (d *decoder) gre(h [40]byte, b []byte) (next int, rest []byte) {
 	const erspan = 0x88be
-	checksum, key, sequence := int(h[0]>>7), int(h[0]>>5&1), int(h[0]>>4&1)
+	checksum := int(h[0] >> 7)
+	key := int(h[0] >> 5 & 1)
+	sequence := int(h[0] >> 4 & 1)
 	d.cut = true
 	if key == 1 {
 		d.enter(u32(h[4+4*checksum:]))
@@ -617,7 +621,7 @@ func (d *decoder) tunnel(layer int, h [40]byte, b []byte) (next int, rest []byte
 	case layer == 2152 && h[0]>>4 == 3 && h[1] == 255: // GTP-U, a G-PDU (3GPP TS 29.281 §5)
 		d.enter(u32(h[4:]))
 		rest = d.behind(b, 8)
-		if h[0]&7 != 0 { // with optional fields, of which the last is the type of an extension header
+		if h[0]&7 != 0 { // with optional fields; the last one is the type of an extension header
 			rest = d.behind(b, 12)
 			for extension := h[11]; extension != 0 && len(rest) > 3; {
 				size := max(4*int(rest[0]), 4)
@@ -642,28 +646,41 @@ func (d *decoder) tunnel(layer int, h [40]byte, b []byte) (next int, rest []byte
 	return 0, nil
 }
 
-// ip reads an IPv4 (RFC 791) or IPv6 (RFC 8200) header. A length of 0 is what segmentation offload leaves.
+// ip reads an IPv4 (RFC 791) or IPv6 (RFC 8200) header. A length of 0 is what segmentation offload
+// leaves.
 func (d *decoder) ip(h [40]byte, b []byte) (next int, rest []byte) {
-	size, src, dst := 40, h[8:24], h[24:40]
-	payloadSize, hasLength := u16(h[4:]), u16(h[4:]) != 0
-	p := piece{last: true, protocol: h[6]}
-	key := datagramKey{}
-	version := h[0] >> 4
-	if version == 4 {
-		size, src, dst = 4*int(h[0]&15), h[12:16], h[16:20]
-		payloadSize, hasLength = u16(h[2:])-size, u16(h[2:]) != 0
-		p = piece{begin: int32(8 * (u16(h[6:]) & 0x1fff)), last: h[6]&0x20 == 0, protocol: h[9]}
-		key = datagramKey{id: u16(h[4:]), protocol: p.protocol} // RFC 791 §3.2; not of IPv6 (RFC 8200 §4.5)
+	var key datagramKey
+	var p piece
+	var src, dst []byte
+	var size, total int
+	switch version := h[0] >> 4; version {
+	case 4:
+		p.begin = int32(8 * (u16(h[6:]) & 0x1fff))
+		p.last = h[6]&0x20 == 0
+		p.protocol = h[9]
+		key.id = u16(h[4:])
+		key.protocol = p.protocol // of IPv4 a part of the name (RFC 791 §3.2), not of IPv6 (RFC 8200 §4.5)
+		size = 4 * int(h[0]&15)
+		total = u16(h[2:])
+		src, dst = h[12:16], h[16:20]
+	case 6:
+		p.last = true
+		p.protocol = h[6]
+		size = 40
+		if length := u16(h[4:]); length != 0 {
+			total = size + length
+		}
+		src, dst = h[8:24], h[24:40]
 	}
 	from, _ := netip.AddrFromSlice(src)
 	to, _ := netip.AddrFromSlice(dst)
 	d.message.src = netip.AddrPortFrom(from.Unmap(), 0)
 	d.message.dst = netip.AddrPortFrom(to.Unmap(), 0)
 	d.missing = 0
-	d.bad = version != 4 && version != 6 || size < 20
+	d.bad = size < 20
 	rest = d.behind(b, size)
-	if hasLength {
-		rest = d.upTo(rest, payloadSize)
+	if total != 0 {
+		rest = d.upTo(rest, total-size)
 	}
 	return d.reassemble(key, p, rest)
 }
@@ -694,7 +711,8 @@ func (d *decoder) udp(h [40]byte, b []byte) (next int, rest []byte) {
 	return port + int(d.message.dst.Port()), payload
 }
 
-// datagram takes a payload that is a message if it is SIP at all, and of which bytes may be missing.
+// datagram takes a payload that is a message if it is SIP at all, and of which bytes may be
+// missing.
 func (d *decoder) datagram(t transport, payload []byte, missing int) (isSIP bool) {
 	sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
 	if missing > 0 && sip != no {
@@ -712,8 +730,8 @@ func (d *decoder) emit(t transport, raw []byte) {
 	d.message.index++
 }
 
-// hepTransports are named by IP protocols; 22 and 50 is what Kamailio and OpenSIPS write for TLS and
-// WebSocket.
+// hepTransports are named by IP protocols; 22 and 50 is what Kamailio and OpenSIPS write for TLS
+// and WebSocket.
 var hepTransports = map[int]transport{
 	protocolTCP:  tcp,
 	protocolUDP:  udp,
@@ -722,8 +740,8 @@ var hepTransports = map[int]transport{
 	50:           ws,
 }
 
-// hep reads the chunks of HEP version 3 (https://github.com/sipcapture/HEP), which has a message in clear
-// that a server has sent or received. A malformed packet has none.
+// hep reads the chunks of HEP version 3 (https://github.com/sipcapture/HEP), which has a message
+// in clear that a server has sent or received. A malformed packet has none.
 func (d *decoder) hep(packet []byte) {
 	const chunkHeader, sip = 6, 1
 	var src, dst netip.Addr
@@ -735,7 +753,8 @@ func (d *decoder) hep(packet []byte) {
 	}
 	b := packet[chunkHeader:]
 	for len(b) >= chunkHeader {
-		vendor, chunk, size := u16(b[0:]), u16(b[2:]), u16(b[4:])
+		vendor, chunk := u16(b[0:]), u16(b[2:])
+		size := u16(b[4:])
 		value := b[chunkHeader:max(min(size, len(b)), chunkHeader)]
 		missing = max(size-len(b), 0)
 		if size < chunkHeader || missing > d.missing {
@@ -766,13 +785,16 @@ func (d *decoder) hep(packet []byte) {
 	if kind != sip || !known || !src.IsValid() || !dst.IsValid() {
 		return
 	}
+	if payload == nil {
+		missing = d.missing // the frame was cut before it
+	}
 	d.message.src = netip.AddrPortFrom(src.Unmap(), ports[0])
 	d.message.dst = netip.AddrPortFrom(dst.Unmap(), ports[1])
 	d.datagram(t, payload, missing)
 }
 
-// sctp reads every message that is whole in one DATA chunk (RFC 9260 §3.3.1); of one in several chunks
-// the first is counted.
+// sctp reads every message that is whole in one DATA chunk (RFC 9260 §3.3.1); of one in several
+// chunks the first is counted.
 func (d *decoder) sctp(h [40]byte, b []byte) {
 	const data, beginning, whole, chunkHeader, dataHeader = 0, 2, 3, 4, 16
 	d.ports(h)
@@ -818,15 +840,16 @@ type datagramKey struct {
 	protocol uint8
 }
 
-// datagram is what came under one identification: fragments of one datagram, or, as identifications are
-// used again within seconds, of an older and a newer one. A datagram that is finished stays known, so
-// that duplicates of its fragments, however they are cut, are nothing new.
+// datagram is what came under one identification: fragments of one datagram, or, as
+// identifications are used again within seconds, of an older and a newer one. A datagram that is
+// finished stays known, so that duplicates of its fragments, however they are cut, are nothing
+// new.
 type datagram struct {
 	began     time.Time // when the first piece came
 	pieces    []piece   // by position; they don't overlap
 	bytes     []byte    // of all pieces, in the order of arrival
 	covered   int       // bytes of the datagram that are there
-	accounted int       // place in bytes: what lies before it is of datagrams that are finished or counted
+	accounted int       // in bytes: what lies before it is of datagrams that are finished or counted
 	failures  int       // of checksums
 	cut       bool      // a piece was not captured as a whole
 }
@@ -841,8 +864,8 @@ type piece struct {
 
 func (g *datagram) data(p piece) []byte { return g.bytes[p.at:][:p.end-p.begin] }
 
-// reassemble takes what follows an IP header: a datagram, or a fragment, and then returns the datagram
-// that it completes.
+// reassemble takes what follows an IP header: a datagram, or a fragment, and then returns the
+// datagram that it completes.
 func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, rest []byte) {
 	p.end = p.begin + int32(len(data)+d.missing)
 	isFragment := p.begin > 0 || !p.last
@@ -854,16 +877,17 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	key.dst = d.message.dst.Addr().As16()
 	key.network = d.network
 	e := d.datagrams.entries[key]
-	if e != nil && (d.message.time.Sub(e.value.began) > fragmentAge || len(e.value.bytes) > maxWaiting) {
+	now := d.message.time
+	if e != nil && (now.Sub(e.value.began) > fragmentAge || len(e.value.bytes) > maxWaiting) {
 		d.datagrams.drop(e)
 		d.endDatagram(e)
 		e = nil
 	}
 	if e == nil {
-		e = d.datagrams.add(key, d.message.time)
-		e.value.began = d.message.time
+		e = d.datagrams.add(key, now)
+		e.value.began = now
 	}
-	e.used = d.message.time
+	e.used = now
 	g := &e.value
 	isFinished := g.accounted > 0 && g.accounted == len(g.bytes)
 	isNew, stale := false, false
@@ -884,9 +908,9 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	return next, rest
 }
 
-// take takes a piece in, or what is new of it. Of pieces that contradict each other the newer one stays:
-// an identification is used again after all of its datagram has arrived, or was lost. It tells whether
-// there was anything new, and whether a piece had to go that wasn't accounted for.
+// take takes a piece in, or what is new of it. Of pieces that contradict each other the newer one
+// stays: an identification is used again after all of its datagram has arrived, or was lost. It
+// tells whether there was anything new, and whether a piece had to go that wasn't accounted for.
 func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
 	from, _ := slices.BinarySearchFunc(g.pieces, p.begin, func(q piece, begin int32) int {
 		return cmp.Or(cmp.Compare(q.end, begin), -1) // the first one that ends behind the beginning
@@ -945,8 +969,8 @@ func (g *datagram) isComplete() bool {
 	return end.last && g.covered == int(end.end)
 }
 
-// finish puts a datagram together. If its checksum fails, its oldest piece is of an older datagram. Without
-// a checksum nothing of an older one may be in it.
+// finish puts a datagram together. If its checksum fails, its oldest piece is of an older
+// datagram. Without a checksum nothing of an older one may be in it.
 func (d *decoder) finish(e *pooled[datagramKey, datagram]) (next int, rest []byte) {
 	g := &e.value
 	oldest := 0
@@ -980,8 +1004,8 @@ func (d *decoder) finish(e *pooled[datagramKey, datagram]) (next int, rest []byt
 	return 0, nil
 }
 
-// checksum checks that of a UDP datagram (RFC 768, RFC 8200 §8.1), also behind extension headers; 0 is none.
-// An IPv4 address adds the same to the sum as in its IPv6 form.
+// checksum checks that of a UDP datagram (RFC 768, RFC 8200 §8.1), also behind extension headers;
+// 0 is none. An IPv4 address adds the same to the sum as in its IPv6 form.
 func (d *decoder) checksum(next int, b []byte) (good, there bool) {
 	for (next == 0 || next == 43 || next == 60 || next == 135) && len(b) >= 8 {
 		next = int(b[0])
@@ -1029,30 +1053,32 @@ type flowKey struct {
 	ports    uint32
 }
 
-// idle is what is known of a flow that holds nothing. There may be a hundred thousand of them.
+// idle is what is known of a flow that holds nothing (see track and framer). There may be a
+// hundred thousand.
 type idle struct {
-	begin, position     uint32
-	fresh, sip, framing bool // see track and framer; framing: by WebSocket
+	begin, position       uint32
+	fresh, sip, webSocket bool
 }
 
-// flow is one that holds something. Besides the track on which the last segment was it may have another:
-// of an earlier connection on the same ports, of segments that came before the first one seen, of a stray
-// segment, or from before a gap.
+// flow is one that holds something. Besides the track on which the last segment was it may have
+// another: of an earlier connection on the same ports, of segments that came before the first one
+// seen, of a stray segment, or from before a gap.
 type flow struct {
 	track
 	other *track
 }
 
-// track is a part of a flow that was seen without a gap, and the segments that wait for what comes next.
+// track is a part of a flow that was seen without a gap, and the segments that wait for what comes
+// next.
 type track struct {
 	framer
-	begin    uint32    // the lowest sequence number of this part, at most a window before the position
+	begin    uint32    // its lowest sequence number, but at most a window before the position
 	position uint32    // the sequence number that comes next
 	fresh    bool      // it begins with a SYN, and nothing came yet
 	counted  bool      // what is incomplete at its end has been counted
 	born     time.Time // when it began
 	moved    time.Time // when something last came in order, or began to wait
-	head     []byte    // what came before the first message: the end of one whose beginning may come yet
+	head     []byte    // what came before the first message: its beginning may come yet
 	waiting  []segment // in order
 	held     int       // bytes of them
 }
@@ -1064,8 +1090,8 @@ type segment struct {
 	missing  int // bytes behind the data that were not captured
 }
 
-// behind tells how many bytes of the segment come before a sequence number, which wraps; below 0: how far
-// it is ahead.
+// behind tells how many bytes of the segment come before a sequence number, which wraps; below 0:
+// how far it is ahead.
 func (s *segment) behind(sequence uint32) int { return int(int32(sequence - s.sequence)) }
 
 // cutFront takes away what is before a sequence number.
@@ -1076,15 +1102,19 @@ func (s *segment) cutFront(sequence uint32) {
 	s.sequence += uint32(n)
 }
 
-// tcp reads a segment (RFC 9293 §3.1). FIN and RST end nothing: they may be spoofed, and the end of a flow
-// shows in time.
+// tcp reads a segment (RFC 9293 §3.1). FIN and RST end nothing: they may be spoofed, and the end
+// of a flow shows in time.
 func (d *decoder) tcp(h [40]byte, b []byte) {
 	const reset, synchronize = 4, 2
 	d.ports(h)
 	size, flags := int(h[12]>>4)*4, h[13]
 	isFirst := flags&synchronize != 0
-	s := segment{sequence: uint32(u32(h[4:])), time: d.message.time, data: d.behind(b, max(size, 20))}
-	s.missing, d.missing = d.missing, 0
+	s := segment{
+		sequence: uint32(u32(h[4:])),
+		time:     d.message.time,
+		data:     d.behind(b, max(size, 20)),
+		missing:  d.missing,
+	}
 	d.bad = !d.short && size < 20
 	if d.bad || d.short || flags&reset != 0 || len(s.data) == 0 && !isFirst {
 		return
@@ -1100,7 +1130,8 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 	d.keep(key, f, e)
 }
 
-// recall returns what is known of a flow, and its entry in the pool if it has one; else it isn't kept yet.
+// recall returns what is known of a flow, and its entry in the pool if it has one; else it isn't
+// kept yet.
 func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
 	if e := d.flows.entries[key]; e != nil {
 		e.used = d.message.time
@@ -1113,10 +1144,14 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
 	}
 	d.spare = flow{}
 	if isKnown {
-		d.spare.begin, d.spare.position = known.begin, known.position
-		d.spare.fresh = known.fresh
-		d.spare.sip, d.spare.webSocket = known.sip, known.framing
-		d.spare.born = d.message.time
+		d.spare.track = track{
+			framer:   framer{sip: known.sip, webSocket: known.webSocket},
+			begin:    known.begin,
+			position: known.position,
+			fresh:    known.fresh,
+			born:     d.message.time,
+			moved:    d.message.time,
+		}
 	}
 	return &d.spare, nil
 }
@@ -1198,8 +1233,8 @@ func (t *track) fit(s *segment, isFirst bool) int {
 	return unrelated
 }
 
-// begin makes a track for a segment. It takes the place of the one that was used less lately, unless that
-// is the only one with SIP.
+// begin makes a track for a segment. It takes the place of the one that was used less lately,
+// unless that is the only one with SIP.
 func (d *decoder) begin(f *flow, s segment, isFirst bool) {
 	if f.other != nil && f.other.sip && !f.sip {
 		f.track, *f.other = *f.other, f.track
@@ -1211,7 +1246,13 @@ func (d *decoder) begin(f *flow, s segment, isFirst bool) {
 		previous := f.track
 		f.other = &previous
 	}
-	f.track = track{begin: s.sequence, position: s.sequence, fresh: isFirst, born: s.time, moved: s.time}
+	f.track = track{
+		begin:    s.sequence,
+		position: s.sequence,
+		fresh:    isFirst,
+		born:     s.time,
+		moved:    s.time,
+	}
 	if len(s.data) == 0 {
 		return
 	}
@@ -1223,7 +1264,9 @@ func (d *decoder) begin(f *flow, s segment, isFirst bool) {
 
 // wait keeps a segment in its place among those that wait.
 func (t *track) wait(s segment) {
-	i, known := slices.BinarySearchFunc(t.waiting, s, func(x, y segment) int { return y.behind(x.sequence) })
+	i, known := slices.BinarySearchFunc(t.waiting, s, func(x, y segment) int {
+		return y.behind(x.sequence)
+	})
 	if known && bytes.Equal(t.waiting[i].data, s.data) {
 		return
 	}
@@ -1235,17 +1278,18 @@ func (t *track) wait(s segment) {
 	t.held += len(s.data) + overhead
 }
 
-// advance takes in the segment that comes next, those that waited for it, and, where the track reaches the
-// beginning of the other one, that.
+// advance takes in the segment that comes next, those that waited for it, and, where the track
+// reaches the beginning of the other one, that.
 func (d *decoder) advance(f *flow, s segment) {
 	for {
 		rest := segment{}
-		if f.other != nil {
-			room := int(int32(f.other.begin - s.sequence))
-			if s.behind(f.other.begin) > 0 && int(int32(f.other.begin-f.position)) >= 0 && room < len(s.data) {
+		if f.other != nil && int32(f.other.begin-f.position) >= 0 {
+			room := s.behind(f.other.begin)
+			if room > 0 && room < len(s.data) {
 				rest = s
 				rest.cutFront(f.other.begin)
-				s.data, s.missing = s.data[:room], 0
+				s.data = s.data[:room]
+				s.missing = 0
 			}
 		}
 		d.extend(&f.track, s)
@@ -1274,8 +1318,8 @@ func (t *track) next() segment {
 	return s
 }
 
-// extend frames what is new of a segment. The messages that it completes have the time of the last of the
-// segments that these waited for.
+// extend frames what is new of a segment. The messages that it completes have the time of the last
+// of the segments that these waited for.
 func (d *decoder) extend(t *track, s segment) {
 	if s.time.After(d.message.time) {
 		d.message.time = s.time
@@ -1297,11 +1341,13 @@ func (d *decoder) extend(t *track, s segment) {
 	}
 }
 
-// join goes on with the other track, whose beginning was reached: with its messages, if it has found any.
+// join goes on with the other track, whose beginning was reached: with its messages, if it has
+// found any.
 func (d *decoder) join(f *flow) {
 	other := f.other
 	f.other = nil
-	onlyHead := other.isIdle() && !other.sip && other.position-other.begin == uint32(len(other.head))
+	size := other.position - other.begin
+	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head))
 	d.extend(&f.track, segment{sequence: f.position, time: d.message.time, data: other.head})
 	if onlyHead {
 		return
@@ -1312,8 +1358,8 @@ func (d *decoder) join(f *flow) {
 	f.track = *other
 }
 
-// giveUp goes on behind a lost segment. What was before it stays as the other track: if it was no loss, but
-// a stray segment that was ahead, the flow goes on there.
+// giveUp goes on behind a lost segment. What was before it stays as the other track: if it was no
+// loss, but a stray segment that was ahead, the flow goes on there.
 func (d *decoder) giveUp(f *flow) {
 	if f.other != nil {
 		d.endTrack(f.other)
@@ -1366,8 +1412,8 @@ func (d *decoder) endFlow(e *pooled[flowKey, flow]) {
 	d.endTrack(&f.track)
 }
 
-// framer turns the bytes of a stream, in order, into messages. It remembers how far it has looked: no byte is
-// looked at more than a few times, however the stream is cut into segments.
+// framer turns the bytes of a stream, in order, into messages. It remembers how far it has looked:
+// no byte is looked at more than a few times, however the stream is cut into segments.
 type framer struct {
 	sip       bool // a whole start line was seen in this stream
 	webSocket bool // it is framed by RFC 6455, not by Content-Length
@@ -1377,7 +1423,7 @@ type framer struct {
 	buffer    []byte // from where a message, or a WebSocket frame, may begin
 	line      int    // of the buffer: where the last line of the header section begins
 	searched  int    // of the buffer: no line ends between there and line
-	need      int    // size of the message or frame in the buffer, or of what tells whether it is one; 0: unknown
+	need      int    // size of the message or frame in the buffer, or of what tells whether it is one
 	passed    int    // bytes before the first message
 }
 
@@ -1431,8 +1477,8 @@ func (f *framer) feed(d *decoder, b []byte) {
 	}
 }
 
-// gap notes that bytes are missing, and tells whether that is a loss: not in what is skipped anyway. What
-// is known of the message in hand is used to skip the rest of it.
+// gap notes that bytes are missing, and tells whether that is a loss: not in what is skipped
+// anyway. What is known of the message in hand is used to skip the rest of it.
 func (f *framer) gap(size int) (lost bool) {
 	if f.skip > size {
 		f.skip -= size
@@ -1460,8 +1506,8 @@ func (f *framer) gap(size int) (lost bool) {
 	return lost
 }
 
-// seek looks for a start line, at the beginnings of lines and of segments, and, at a few places, for a
-// WebSocket frame with one. It waits for more where there may be one.
+// seek looks for a start line, at the beginnings of lines and of segments, and, at a few places,
+// for a WebSocket frame with one. It waits for more where there may be one.
 func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool) {
 	before, isFirst := len(b), !f.sip
 	defer func() {
@@ -1525,9 +1571,10 @@ func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool)
 	return nil, false
 }
 
-// proxyHeader recognises a PROXY header, version 2 (https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
-// §2.2), by what is left of its signature behind the line ends and the NUL in it, and returns the size of that
-// rest and of the header.
+// proxyHeader recognises a PROXY header, version 2
+// (https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt §2.2), by what is left of its
+// signature behind the line ends and the NUL in it, and returns the size of that rest and of the
+// header.
 func proxyHeader(b []byte) (verdict, int) {
 	const signature, size = "QUIT\n", 9
 	n := min(len(b), len(signature))
@@ -1559,7 +1606,7 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 		if len(line) == len("\n") || len(line) == len("\r\n") && line[0] == '\r' {
 			return f.section(d, b)
 		}
-		if beginsMessage(line) { // what came before was none, but a line in a body, or has lost its end
+		if beginsMessage(line) { // what came before was a line in a body, or has lost its end
 			b = b[f.line:]
 			end -= f.line
 			f.searched = end
@@ -1569,10 +1616,12 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 	}
 }
 
-// beginsMessage tells whether a line in a header section is a start line, and not one like "Server : demo SIP/2.0".
+// beginsMessage tells whether a line in a header section is a start line, and not one like "Server
+// : demo SIP/2.0".
 func beginsMessage(line []byte) bool {
-	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r"))                     // the line isn't empty
-	if line[0]|0x20 != 's' && last[len(last)-1] != '0' || startLine(line) != yes { // 0x20: in lower case
+	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r")) // it is not empty
+	mayBe := line[0]|0x20 == 's' || last[len(last)-1] == '0'   // 0x20: in lower case
+	if !mayBe || startLine(line) != yes {
 		return false
 	}
 	name := bytes.IndexFunc(line, func(c rune) bool { return c > 127 || !isToken(byte(c)) })
@@ -1602,8 +1651,8 @@ func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 	return b[end:], true
 }
 
-// contentLength is the value of all Content-Length fields of a header section. Two that differ are as bad as
-// none: the next hop may believe another one than we do.
+// contentLength is the value of all Content-Length fields of a header section. Two that differ are
+// as bad as none: the next hop may believe another one than we do.
 func contentLength(section []byte) (length int, good bool) {
 	var value []byte
 	fields, differ := 0, false
@@ -1618,7 +1667,8 @@ func contentLength(section []byte) (length int, good bool) {
 	return int(min(number, math.MaxInt32)), good
 }
 
-// oversize gives up a message whose header section is too large. Its Content-Length counts if it has come.
+// oversize gives up a message whose header section is too large. Its Content-Length counts if it
+// has come.
 func (f *framer) oversize(d *decoder, b []byte) (rest []byte, more bool) {
 	if !f.broken {
 		d.counters.oversize.Add(1)
@@ -1717,7 +1767,8 @@ func readWebSocketHeader(b []byte) (h webSocketHeader, is verdict) {
 	return h, yes
 }
 
-// payload is what is there of the payload of a frame, and at most so many bytes, without its mask (RFC 6455 §5.3).
+// payload is what is there of the payload of a frame, and at most so many bytes, without its mask
+// (RFC 6455 §5.3).
 func (d *decoder) payload(h webSocketHeader, frame []byte, most int) []byte {
 	b := frame[h.size:min(h.size+min(h.length, most), len(frame))]
 	if !h.masked {
@@ -1733,8 +1784,9 @@ func (d *decoder) payload(h webSocketHeader, frame []byte, most int) []byte {
 	return d.unmasked[:size]
 }
 
-// webSocketStart tells whether a WebSocket stream begins with b: with control frames, and a data frame with a
-// whole start line. n is where the data frame begins; for maybe how many bytes would tell.
+// webSocketStart tells whether a WebSocket stream begins with b: with control frames, and a data
+// frame with a whole start line. n is where the data frame begins; for maybe how many bytes would
+// tell.
 func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
 	const maxControls = 4
 	for range maxControls {
@@ -1757,9 +1809,9 @@ func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
 	return no, 0
 }
 
-// webSocketMessage is webSocketStart from a data frame on, which begins at n. Without a mask a byte of anything
-// before a start line looks like a frame, too: there the header section has to end in it, and text can't
-// follow it.
+// webSocketMessage is webSocketStart from a data frame on, which begins at n. Without a mask a
+// byte of anything before a start line looks like a frame, too: there the header section has to
+// end in it, and text can't follow it.
 func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict, int) {
 	end := n + h.size + h.length
 	line := d.payload(h, b[n:], maxWebSocketLine)
@@ -1790,8 +1842,8 @@ func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict,
 	return no, 0
 }
 
-// frame takes a WebSocket frame, one of which is a message (RFC 7118 §5). One in several frames is counted at
-// the first. What isn't a frame ends WebSocket.
+// frame takes a WebSocket frame, one of which is a message (RFC 7118 §5). One in several frames is
+// counted at the first. What isn't a frame ends WebSocket.
 func (f *framer) frame(d *decoder, b []byte) (rest []byte, more bool) {
 	h, is := readWebSocketHeader(b)
 	size := h.size + h.length

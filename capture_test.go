@@ -1890,16 +1890,19 @@ func flood(t *testing.T, run func(send func([]byte), between func())) {
 	}
 	all, messages := stream()
 	overWS, _ := webSocketStream()
-	good := slices.Concat([][]byte{over4(messages[0], ethernetHeader())}, client.segments(all, 100, 200, 300),
-		connection{"192.0.2.77:5000", client.dst, 5}.segments(overWS, 100, 200, 300),
-		fragments([]header{ethernetHeader(), ipv6Header()}, []header{udpHeader(5060, 5060), data(messages[1])}, 7, 80, 160))
+	rounds := uint32(0)
 	run(send, func() {
+		rounds++ // the same streams go on as new connections
+		sip := connection{client.src, client.dst, rounds * 9999999}
+		webSocket := connection{"192.0.2.77:5000", client.dst, rounds * 9999999}
+		good := slices.Concat(
+			[][]byte{over4(messages[0], ethernetHeader()), sip.syn(), webSocket.syn()},
+			sip.segments(all, 100, 200, 300),
+			webSocket.segments(overWS, 100, 200, 300),
+			fragments([]header{ethernetHeader(), ipv6Header()}, []header{udpHeader(5060, 5060), data(messages[1])}, rounds, 80, 160))
 		for _, frame := range good {
 			send(frame)
 		}
-		// The same streams go on as new connections.
-		send(connection{client.src, client.dst, client.first - 1}.segment(0, "S", ""))
-		send(connection{"192.0.2.77:5000", client.dst, 4}.segment(0, "S", ""))
 		want += 1 + 3 + 3 + 1
 	})
 	if got != want {
