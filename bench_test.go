@@ -29,21 +29,25 @@ import (
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcap"
 )
 
-// What the program costs, against targets that are ratios to a floor: the same work without the program. Each benchmark is one target,
+// What the program costs, against targets that are ratios to a floor: the same work without the program. Each
+// benchmark is one target,
 // measures floor and program in turn, several rounds of it, and compares medians. They ignore b.N:
 //
-//	go test -run '^$' -bench '^BenchmarkTarget' -benchtime 1x .     (with -short: a twentieth of the work, to see whether they run at all)
+// go test -run '^$' -bench '^BenchmarkTarget' -benchtime 1x . (with -short: a twentieth of the work, to see
+// whether they run at all)
 //
-// runs those that need neither a broker nor root; integration/bench.sh runs all of them, in a network namespace with a Mosquitto in it.
+// runs those that need neither a broker nor root; integration/bench.sh runs all of them, in a network
+// namespace with a Mosquitto in it.
 //
-// It sets BENCH_BROKER (host:port of a Mosquitto; also: root may make devices here), BENCH_PROGRAM (what is measured; default: built from
+// It sets BENCH_BROKER (host:port of a Mosquitto; also: root may make devices here), BENCH_PROGRAM (what is
+// measured; default: built from
 // this directory), BENCH_IMAGE (whose size is measured) and BENCH_TABLE (a file to which the rows are appended).
 //
-// CPU is user and system time of the whole process, start to end, from wait4(2): one second per million messages is 1 µs per message.
+// CPU is user and system time of the whole process, start to end, from wait4(2): one second per million
+// messages is 1 µs per message.
 
 const (
 	benchRounds     = 5
@@ -86,7 +90,16 @@ func (r benchRow) report(b *testing.B) {
 	if r.limit == "" {
 		r.limit, met = "–", "–"
 	}
-	line := fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s |", r.target, r.what, r.figure, cmp.Or(r.floor, "–"), cmp.Or(ratio, "–"), r.limit, met)
+	line := fmt.Sprintf(
+		"| %d | %s | %s | %s | %s | %s | %s |",
+		r.target,
+		r.what,
+		r.figure,
+		cmp.Or(r.floor, "–"),
+		cmp.Or(ratio, "–"),
+		r.limit,
+		met,
+	)
 	b.Log(line)
 	b.ReportMetric(0, "ns/op") // says nothing here
 	if path := os.Getenv("BENCH_TABLE"); path != "" {
@@ -102,7 +115,13 @@ func (r benchRow) report(b *testing.B) {
 // compare reports a figure that may be at most limit times its floor; where the limit is 0 it is only shown.
 func compare(b *testing.B, target int, what, format string, figure, floor []float64, limit float64) {
 	b.Helper()
-	r := benchRow{target: target, what: what, figure: fmt.Sprintf(format, median(figure)), floor: fmt.Sprintf(format, median(floor)), ratio: median(figure) / median(floor)}
+	r := benchRow{
+		target: target,
+		what:   what,
+		figure: fmt.Sprintf(format, median(figure)),
+		floor:  fmt.Sprintf(format, median(floor)),
+		ratio:  median(figure) / median(floor),
+	}
 	if r.met = r.ratio <= limit; limit > 0 {
 		r.limit = fmt.Sprintf("≤ %g ×", limit)
 	}
@@ -167,7 +186,8 @@ func begin(b *testing.B, cmd *exec.Cmd) *watched {
 	return r
 }
 
-// residentMemory is VmHWM of proc(5), the peak, without the mapped sockets, which are the kernel's capture buffer. (ru_maxrss is of no use:
+// residentMemory is VmHWM of proc(5), the peak, without the mapped sockets, which are the kernel's capture
+// buffer. (ru_maxrss is of no use:
 // it starts with the memory of the process that forked.)
 func residentMemory(pid int) int64 {
 	kB := func(file, begins, section string) (sum int64) {
@@ -256,7 +276,8 @@ func total(counts map[string]int) (sum int) {
 func fileRun(b *testing.B, broker, path string, messages, published int, environment ...string) spent {
 	b.Helper()
 	s := begin(b, sensorCommand(b, append(environment, "PCAP_FILE="+path, "BROKER=tcp://"+broker)...)).end(b)
-	if got := s.stats(b); total(got.Messages) != messages || got.Published != published || got.Rejected != messages-published {
+	if got := s.stats(b); total(got.Messages) != messages || got.Published != published ||
+		got.Rejected != messages-published {
 		b.Fatalf("%+v; want %d messages, %d published", got, messages, published)
 	}
 	return s
@@ -282,7 +303,12 @@ func cpuOf(runs []spent, n int) (all []float64) {
 
 // --- this test binary as another process: floors and senders ---
 
-var benchHelpers = map[string]func(args []string) error{"read": readHelper, "listen": listenHelper, "paho": pahoHelper, "send": sendHelper}
+var benchHelpers = map[string]func(args []string) error{
+	"read":   readHelper,
+	"listen": listenHelper,
+	"paho":   pahoHelper,
+	"send":   sendHelper,
+}
 
 func init() {
 	if helper, ok := benchHelpers[os.Getenv("BENCH_HELPER")]; ok {
@@ -327,14 +353,20 @@ func readHelper(args []string) error {
 	}
 }
 
-// listenHelper is the bare loop over a device until SIGTERM, with the program's settings. It prints how many frames came and how many the
+// listenHelper is the bare loop over a device until SIGTERM, with the program's settings. It prints how many
+// frames came and how many the
 // kernel dropped.
 func listenHelper(args []string) error {
 	inactive, err := pcap.NewInactiveHandle(args[0])
 	if err != nil {
 		return err
 	}
-	err = errors.Join(inactive.SetSnapLen(262144), inactive.SetPromisc(true), inactive.SetTimeout(50*time.Millisecond), inactive.SetBufferSize(32<<20))
+	err = errors.Join(
+		inactive.SetSnapLen(262144),
+		inactive.SetPromisc(true),
+		inactive.SetTimeout(50*time.Millisecond),
+		inactive.SetBufferSize(32<<20),
+	)
 	if err != nil {
 		return err
 	}
@@ -368,7 +400,8 @@ func listenHelper(args []string) error {
 	}
 }
 
-// pahoHelper publishes with paho's client as it comes, and waits for every acknowledgement. Its payloads are the envelopes of the first
+// pahoHelper publishes with paho's client as it comes, and waits for every acknowledgement. Its payloads are
+// the envelopes of the first
 // messages of a file, made beforehand. It prints the CPU and the time that publishing alone took, in seconds.
 func pahoHelper(args []string) error {
 	broker, path := args[0], args[1]
@@ -377,12 +410,14 @@ func pahoHelper(args []string) error {
 		return err
 	}
 	var payloads [][]byte
-	d := newDecoder(&counters{}, func(m *message) { payloads = append(payloads, appendEnvelope(nil, m, `"v1.2.3"`, false)) })
+	d := newDecoder(&captureCounters{}, func(m *message) {
+		payloads = append(payloads, appendEnvelope(nil, m, "v1.2.3", false))
+	})
 	handle, err := pcap.OpenOffline(path)
 	for err == nil && len(payloads) < benchWarm {
 		data, info, failed := handle.ZeroCopyReadPacketData()
 		if err = failed; err == nil {
-			d.frame(handle.LinkType(), data, info)
+			d.frame(ethernet, data, info)
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -393,7 +428,8 @@ func pahoHelper(args []string) error {
 		return token.Error()
 	}
 	before, begin := cpuHere(), time.Now()
-	window, failed := make(chan mqtt.Token, benchWindow-1), make(chan error, 1) // one more is in the hands of the receiver
+	window, failed := make(chan mqtt.Token, benchWindow-1), make(chan error,
+		1) // one more is in the hands of the receiver
 	go func() {
 		var err error
 		for token := range window {
@@ -419,7 +455,8 @@ func cpuHere() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// sendHelper sends frames to a device. Each line of its input asks for a rate in frames a second, a number of frames, and which of them, one
+// sendHelper sends frames to a device. Each line of its input asks for a rate in frames a second, a number of
+// frames, and which of them, one
 // in so many, are MESSAGE requests and not OPTIONS; it answers with the seconds that sending them took.
 func sendHelper(args []string) error {
 	if output, err := exec.Command("ip", "link", "set", args[0], "up").CombinedOutput(); err != nil {
@@ -481,9 +518,13 @@ func newNumbered(startLine, cseq, body string) *numbered {
 		contentType = "Content-Type: application/sdp\r\n"
 	}
 	text := startLine + "\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK" + mark + ";rport\r\nMax-Forwards: 70\r\n" +
-		"From: \"Alice\" <sip:+15550100@example.com>;tag=a" + mark + "\r\nTo: <sip:+15550199@example.com>;tag=b" + mark + "\r\n" +
+		"From: \"Alice\" <sip:+15550100@example.com>;tag=a" + mark + "\r\nTo: <sip:+15550199@example.com>;tag=b" +
+		mark +
+		"\r\n" +
 		"Call-ID: " + mark + "-5f1c@192.0.2.1\r\nCSeq: " + cseq + "\r\nContact: <sip:+15550100@192.0.2.1:5060>\r\n" +
-		"Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, NOTIFY\r\nUser-Agent: Example PBX 18.4\r\n" + contentType + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)) + body
+		"Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, NOTIFY\r\nUser-Agent: Example PBX 18.4\r\n" + contentType +
+		fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)) +
+		body
 	n := &numbered{text: []byte(text)}
 	for at := 0; ; at += len(mark) {
 		next := strings.Index(text[at:], mark)
@@ -536,7 +577,8 @@ func TestCallMessages(t *testing.T) {
 	}
 }
 
-// appendPacket appends an Ethernet frame with IPv4 and what stands before the ports' payload. No checksum is filled in: capture doesn't ask for it.
+// appendPacket appends an Ethernet frame with IPv4 and what stands before the ports' payload. No checksum is
+// filled in: capture doesn't ask for it.
 func appendPacket(b []byte, protocol byte, host, srcPort, dstPort int, size int) []byte {
 	b = append(b, 2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0)
 	b = binary.BigEndian.AppendUint16(append(b, 0x45, 0), uint16(20+size))
@@ -560,7 +602,8 @@ func appendTCP(b []byte, host, port int, sequence uint32, payload []byte) []byte
 	return append(b, payload...)
 }
 
-// streams makes the frames of that many TCP connections, whose turn comes one after the other: each frame is what payload returns for it.
+// streams makes the frames of that many TCP connections, whose turn comes one after the other: each frame is
+// what payload returns for it.
 func streams(flows int, payload func(i int) []byte) func(b []byte, i int) []byte {
 	sequence := make([]uint32, flows)
 	return func(b []byte, i int) []byte {
@@ -598,7 +641,8 @@ func segmented() func(int) []byte {
 	}
 }
 
-// noise makes frames of which one in 20 is SIP; the others are RTP (12), DNS (2), and of TCP acknowledgements (2), TLS (2) and HTTP (1).
+// noise makes frames of which one in 20 is SIP; the others are RTP (12), DNS (2), and of TCP acknowledgements
+// (2), TLS (2) and HTTP (1).
 func noise() func(b []byte, i int) []byte {
 	source := rand.NewChaCha8([32]byte{1})
 	random := make([]byte, 64<<10)
@@ -620,7 +664,13 @@ func noise() func(b []byte, i int) []byte {
 		case kind < 17:
 			return appendTCP(b, round%50, 443, 1, nil)
 		case kind < 19:
-			return appendTCP(b, 50*kind+round%50, 443, uint32(round/50*1400), append([]byte{23, 3, 3, 5, 0x73}, at(i, 1395)...))
+			return appendTCP(
+				b,
+				50*kind+round%50,
+				443,
+				uint32(round/50*1400),
+				append([]byte{23, 3, 3, 5, 0x73}, at(i, 1395)...),
+			)
 		}
 		return appendTCP(b, 950+round%50, 80, uint32(round/50*len(page)), []byte(page))
 	}
@@ -660,7 +710,8 @@ func datagrams(b []byte, i int) []byte { return appendDatagram(b, callMessage(i)
 
 // --- in this process ---
 
-// decode decodes frames as the program does, again and again if there are less than count, and returns CPU µs a message and allocations a
+// decode decodes frames as the program does, again and again if there are less than count, and returns CPU µs
+// a message and allocations a
 // frame. Before that it decodes some to fill what is kept.
 func decode(b *testing.B, filter string, selected func(*message), frames [][]byte, count int) (cpu, allocations float64) {
 	b.Helper()
@@ -669,7 +720,7 @@ func decode(b *testing.B, filter string, selected func(*message), frames [][]byt
 		b.Fatal(err)
 	}
 	messages := 0
-	d := newDecoder(&counters{}, func(m *message) {
+	d := newDecoder(&captureCounters{}, func(m *message) {
 		if messages++; match(m) {
 			selected(m)
 		}
@@ -682,7 +733,7 @@ func decode(b *testing.B, filter string, selected func(*message), frames [][]byt
 			next++
 			info.Timestamp = info.Timestamp.Add(10 * time.Microsecond)
 			info.CaptureLength, info.Length = len(frame), len(frame)
-			d.frame(layers.LinkTypeEthernet, frame, info)
+			d.frame(ethernet, frame, info)
 		}
 	}
 	pass(benchWarm)
@@ -710,8 +761,15 @@ func framesOf(count int, frame func(b []byte, i int) []byte) (frames [][]byte) {
 func reportAllocations(b *testing.B, target int, what string, figures []float64, limit float64) {
 	b.Helper()
 	n := median(figures)
-	// What is kept for later (a segment may end in what may be the beginning of a message) costs an allocation now and then.
-	r := benchRow{target: target, what: what, figure: fmt.Sprintf("%.3f", n), limit: fmt.Sprintf("≤ %g", limit), met: n < limit+0.05}
+	// What is kept for later (a segment may end in what may be the beginning of a message) costs an
+	// allocation now and then.
+	r := benchRow{
+		target: target,
+		what:   what,
+		figure: fmt.Sprintf("%.3f", n),
+		limit:  fmt.Sprintf("≤ %g", limit),
+		met:    n < limit+0.05,
+	}
 	if limit == 0 {
 		r.limit = "0"
 	}
@@ -725,7 +783,8 @@ type publishedMessage struct {
 	at      time.Time
 }
 
-// acknowledger is a broker that acknowledges and forgets, except the first message of each connection. It returns its address.
+// acknowledger is a broker that acknowledges and forgets, except the first message of each connection. It
+// returns its address.
 func acknowledger(b *testing.B) (string, <-chan publishedMessage) {
 	b.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -787,12 +846,21 @@ func BenchmarkTarget1File(b *testing.B) {
 		_, n := decode(b, benchNone, nil, frames, scaled(100_000))
 		allocations = append(allocations, n)
 	}
-	compare(b, 1, "file of SIP, none selected: CPU a message; floor: bare read loop", "%.2f µs", cpuOf(figure, count), cpuOf(floor, count), 3)
+	compare(
+		b,
+		1,
+		"file of SIP, none selected: CPU a message; floor: bare read loop",
+		"%.2f µs",
+		cpuOf(figure, count),
+		cpuOf(floor, count),
+		3,
+	)
 	reportAllocations(b, 1, "allocations a message", allocations, 0)
 	noteResident(1, figure)
 }
 
-// BenchmarkTarget2Noise: a file of 95 % RTP, DNS and TCP. What the default BPF filter throws away never gets to the decoder; with another one
+// BenchmarkTarget2Noise: a file of 95 % RTP, DNS and TCP. What the default BPF filter throws away never gets
+// to the decoder; with another one
 // it has to see for itself.
 func BenchmarkTarget2Noise(b *testing.B) {
 	count := scaled(1_000_000)
@@ -808,7 +876,15 @@ func BenchmarkTarget2Noise(b *testing.B) {
 		_, n := decode(b, benchNone, nil, frames, scaled(100_000))
 		allocations = append(allocations, n)
 	}
-	compare(b, 2, "file of 95 % noise, BPF filter `len >= 0`: CPU a frame; floor: bare read loop", "%.2f µs", cpuOf(all, count), cpuOf(floor, count), 2)
+	compare(
+		b,
+		2,
+		"file of 95 % noise, BPF filter `len >= 0`: CPU a frame; floor: bare read loop",
+		"%.2f µs",
+		cpuOf(all, count),
+		cpuOf(floor, count),
+		2,
+	)
 	compare(b, 2, "the same with the default BPF filter", "%.2f µs", cpuOf(filtered, count), cpuOf(floor, count), 2)
 	reportAllocations(b, 2, "allocations a frame", allocations, 0)
 	noteResident(2, append(all, filtered...))
@@ -816,7 +892,8 @@ func BenchmarkTarget2Noise(b *testing.B) {
 
 var discarded []byte // keeps the compiler from leaving out what makes it
 
-// BenchmarkTarget3Envelope: decoded, selected, enveloped, thrown away. The floor is what no implementation can leave out: SHA-256 and base64.
+// BenchmarkTarget3Envelope: decoded, selected, enveloped, thrown away. The floor is what no implementation
+// can leave out: SHA-256 and base64.
 func BenchmarkTarget3Envelope(b *testing.B) {
 	count := scaled(500_000)
 	frames := framesOf(benchWarm, datagrams)
@@ -829,14 +906,21 @@ func BenchmarkTarget3Envelope(b *testing.B) {
 			discarded = base64.StdEncoding.AppendEncode(append(make([]byte, 0, 4*len(raw)/3+400), signature[:]...), raw)
 		}
 		floor = append(floor, (cpuHere()-begin).Seconds()*1e6/float64(count))
-		cpu, n := decode(b, "", func(m *message) { discarded = appendEnvelope(discarded[:0], m, `"v1.2.3"`, false) }, frames, count)
+		cpu, n := decode(b, "", func(m *message) {
+			discarded = appendEnvelope(discarded[:0], m, "v1.2.3", false)
+		}, frames, count)
 		figure, allocations = append(figure, cpu), append(allocations, n)
 	}
-	r := benchRow{target: 3, what: "450 bytes decoded, selected, enveloped, discarded: CPU a message; floor: SHA-256 and base64", limit: "≤ 2.5 µs"}
-	r.figure, r.floor = fmt.Sprintf("%.2f µs", median(figure)), fmt.Sprintf("%.2f µs", median(floor))
-	r.ratio, r.met = median(figure)/median(floor), median(figure) <= 2.5
-	r.report(b)
-	reportAllocations(b, 3, "allocations a message", allocations, 2)
+	compare(
+		b,
+		3,
+		"450 bytes decoded, selected, enveloped, discarded: CPU a message; floor: SHA-256 and base64",
+		"%.2f µs",
+		figure,
+		floor,
+		1.8,
+	)
+	reportAllocations(b, 3, "allocations a message", allocations, 0)
 }
 
 // needsBroker returns the address of a Mosquitto.
@@ -849,7 +933,8 @@ func needsBroker(b *testing.B) string {
 	return broker
 }
 
-// BenchmarkTarget4Publish: a file, everything published and acknowledged, against a bare paho loop that has its payloads in memory. The
+// BenchmarkTarget4Publish: a file, everything published and acknowledged, against a bare paho loop that has
+// its payloads in memory. The
 // program's figures are those of the whole process, with its start, reading, decoding and enveloping.
 func BenchmarkTarget4Publish(b *testing.B) {
 	broker := needsBroker(b)
@@ -867,14 +952,28 @@ func BenchmarkTarget4Publish(b *testing.B) {
 		run := fileRun(b, broker, path, count, count)
 		figure, rate = append(figure, run), append(rate, float64(count)/run.wall.Seconds())
 	}
-	compare(b, 4, "all published to Mosquitto and acknowledged: CPU a message; floor: bare paho loop", "%.1f µs", cpuOf(figure, count), floorCPU, 0.5)
-	r := benchRow{target: 4, what: "messages a second; floor: bare paho loop", ratio: median(rate) / median(floorRate), limit: "≥ 1.3 ×"}
-	r.figure, r.floor, r.met = fmt.Sprintf("%.0f", median(rate)), fmt.Sprintf("%.0f", median(floorRate)), r.ratio >= 1.3
+	compare(
+		b,
+		4,
+		"all published to Mosquitto and acknowledged: CPU a message; floor: bare paho loop",
+		"%.1f µs",
+		cpuOf(figure, count),
+		floorCPU,
+		0.25,
+	)
+	r := benchRow{
+		target: 4,
+		what:   "messages a second; floor: bare paho loop",
+		ratio:  median(rate) / median(floorRate),
+		limit:  "≥ 2 ×",
+	}
+	r.figure, r.floor, r.met = fmt.Sprintf("%.0f", median(rate)), fmt.Sprintf("%.0f", median(floorRate)), r.ratio >= 2
 	r.report(b)
 	noteResident(4, figure)
 }
 
-// sender is a process in a network namespace of its own, from which a pair of devices leads here. The namespace ends with the process.
+// sender is a process in a network namespace of its own, from which a pair of devices leads here. The
+// namespace ends with the process.
 type sender struct {
 	device string // the end that is here
 	in     io.WriteCloser
@@ -971,7 +1070,8 @@ func (l *live) sensor(b *testing.B, s *sender, broker string, rate, every int) {
 	run, count := l.listen(b, s, sensorCommand(b, environment...), rate, every)
 	stats, selected := run.stats(b), (count+every-1)/every
 	lost := count - total(stats.Messages) + selected - stats.Published
-	if lost != 0 || stats.Packets != count || stats.Kernel != 0 || stats.Dropped != 0 || total(stats.Discarded) != 0 || stats.Rejected != count-selected {
+	if lost != 0 || stats.Packets != count || stats.Kernel != 0 || stats.Dropped != 0 || total(stats.Discarded) != 0 ||
+		stats.Rejected != count-selected {
 		l.lost += max(lost, 1)
 		l.how += fmt.Sprintf("; of %d: %+v", count, stats)
 	}
@@ -1002,19 +1102,36 @@ func BenchmarkTarget5Live(b *testing.B) {
 		many.sensor(b, s, broker, manyRate, 100)
 		all.sensor(b, s, broker, allRate, 1)
 	}
-	r := benchRow{target: 5, what: "live, 150,000 messages/s for 10 s, 1 % selected: lost; floor: bare read loop", limit: "0"}
+	r := benchRow{
+		target: 5,
+		what:   "live, 150,000 messages/s for 10 s, 1 % selected: lost; floor: bare read loop",
+		limit:  "0",
+	}
 	r.figure, r.met = many.show(b, manyRate)
 	r.floor, _ = bare.show(b, manyRate)
 	r.report(b)
-	compare(b, 5, "their CPU, a frame", "%.2f µs", cpuOf(many.runs, many.sent/benchLiveRounds), cpuOf(bare.runs, bare.sent/benchLiveRounds), 0)
+	compare(
+		b,
+		5,
+		"their CPU, a frame",
+		"%.2f µs",
+		cpuOf(many.runs, many.sent/benchLiveRounds),
+		cpuOf(bare.runs, bare.sent/benchLiveRounds),
+		0,
+	)
 	r = benchRow{target: 5, what: "live, 20,000 messages/s for 10 s, all published: lost", limit: "0"}
 	r.figure, r.met = all.show(b, allRate)
 	r.report(b)
-	benchRow{target: 5, what: "their CPU, a message", figure: fmt.Sprintf("%.1f µs", median(cpuOf(all.runs, all.sent/benchLiveRounds)))}.report(b)
+	benchRow{
+		target: 5,
+		what:   "their CPU, a message",
+		figure: fmt.Sprintf("%.1f µs", median(cpuOf(all.runs, all.sent/benchLiveRounds))),
+	}.report(b)
 	noteResident(5, append(many.runs, all.runs...))
 }
 
-// BenchmarkTarget6Streams: the same messages in datagrams, in TCP streams, in WebSocket streams, none selected. Once the whole program on a
+// BenchmarkTarget6Streams: the same messages in datagrams, in TCP streams, in WebSocket streams, none
+// selected. Once the whole program on a
 // file, once the decoder and the filter alone.
 func BenchmarkTarget6Streams(b *testing.B) {
 	count := scaled(490_000)
@@ -1026,10 +1143,34 @@ func BenchmarkTarget6Streams(b *testing.B) {
 		messages int
 		limit    float64
 	}{
-		{"a datagram", func() func(b []byte, i int) []byte { return datagrams }, count, count, 0},
-		{"TCP stream, one message in each segment", func() func(b []byte, i int) []byte { return streams(1000, callMessage) }, count, count, 1.5},
-		{"TCP stream, cut every 1,448 bytes", func() func(b []byte, i int) []byte { return streams(1, segmented()) }, count / 3, 0, 1.5},
-		{"WebSocket, masked, one message in each segment", func() func(b []byte, i int) []byte { return streams(1000, webSocketMessage) }, count, count, 2},
+		{
+			"a datagram",
+			func() func(b []byte, i int) []byte { return datagrams },
+			count,
+			count,
+			0,
+		},
+		{
+			"TCP stream, one message in each segment",
+			func() func(b []byte, i int) []byte { return streams(1000, callMessage) },
+			count,
+			count,
+			1.5,
+		},
+		{
+			"TCP stream, cut every 1,448 bytes",
+			func() func(b []byte, i int) []byte { return streams(1, segmented()) },
+			count / 3,
+			0,
+			1.5,
+		},
+		{
+			"WebSocket, masked, one message in each segment",
+			func() func(b []byte, i int) []byte { return streams(1000, webSocketMessage) },
+			count,
+			count,
+			2,
+		},
 	}
 	kinds[2].messages = wholeMessages(kinds[2].frames * 1448)
 	whole, alone := make([][]float64, len(kinds)), make([][]float64, len(kinds))
@@ -1061,7 +1202,8 @@ func wholeMessages(size int) (n int) {
 	}
 }
 
-// BenchmarkTarget7Load: as many messages in 1, 1,000 and 100,000 TCP connections at once; filters of 10 and of 1,000 terms.
+// BenchmarkTarget7Load: as many messages in 1, 1,000 and 100,000 TCP connections at once; filters of 10 and
+// of 1,000 terms.
 func BenchmarkTarget7Load(b *testing.B) {
 	count := scaled(500_000)
 	broker, _ := acknowledger(b)
@@ -1121,7 +1263,13 @@ func BenchmarkTarget8Footprint(b *testing.B) {
 		if err != nil || size == 0 {
 			b.Fatalf("the size of %s: %v", image, err)
 		}
-		benchRow{target: 8, what: "the image", figure: fmt.Sprintf("%.1f MB", float64(size)/1e6), limit: "≤ 12 MB", met: size <= 12_000_000}.report(b)
+		benchRow{
+			target: 8,
+			what:   "the image",
+			figure: fmt.Sprintf("%.1f MB", float64(size)/1e6),
+			limit:  "≤ 12 MB",
+			met:    size <= 12_000_000,
+		}.report(b)
 	}
 	needsBroker(b)
 	s := newSender(b)
@@ -1144,7 +1292,214 @@ func BenchmarkTarget8Footprint(b *testing.B) {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		r.end(b)
 	}
-	r := benchRow{target: 8, what: "first message captured after the start", figure: fmt.Sprintf("%.0f ms", median(captured)), limit: "≤ 300 ms", met: median(captured) <= 300}
+	r := benchRow{
+		target: 8,
+		what:   "first message captured after the start",
+		figure: fmt.Sprintf("%.0f ms", median(captured)),
+		limit:  "≤ 300 ms",
+		met:    median(captured) <= 300,
+	}
 	r.report(b)
 	benchRow{target: 8, what: "and with a broker", figure: fmt.Sprintf("%.0f ms", median(arrived))}.report(b)
+}
+
+// BenchmarkTarget9Delivery: how long a message is on its way to a broker 100 ms (there and back) away, what the program
+// costs when nothing happens, and what strangers at METRICS_ADDR can make it cost.
+func BenchmarkTarget9Delivery(b *testing.B) {
+	latency(b)
+	idlePipe(b)
+	hostileScrapers(b)
+	if os.Getenv("BENCH_BROKER") != "" {
+		idleDevice(b)
+	}
+}
+
+// latency feeds 50 messages a second through a pipe; each has the time at which it was written.
+func latency(b *testing.B) {
+	const roundTrip, rate = 100 * time.Millisecond, 50
+	arrived := make(chan time.Duration, 1000)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer listener.Close()
+	go distantBroker(listener, roundTrip, arrived)
+	cmd := sensorCommand(b, "PCAP_FILE=-", "BROKER=tcp://"+listener.Addr().String())
+	in, _ := cmd.StdinPipe()
+	r := begin(b, cmd)
+	in.Write(captureFile(1))
+	count := scaled(500)
+	for i := range count {
+		record := captureRecords(0, captured{frame: appendDatagram(nil, callMessage(i))})
+		now := time.Now()
+		binary.BigEndian.PutUint32(record, uint32(now.Unix()))
+		binary.BigEndian.PutUint32(record[4:], uint32(now.Nanosecond()))
+		in.Write(record)
+		time.Sleep(time.Second / rate)
+	}
+	in.Close()
+	r.end(b)
+	close(arrived)
+	var all []float64
+	for d := range arrived {
+		all = append(all, d.Seconds()*1e3)
+	}
+	if len(all) != count {
+		b.Fatalf("%d of %d messages", len(all), count)
+	}
+	all = all[count/10:] // the first ones wait for the connection
+	benchRow{
+		target: 9,
+		what:   "50 messages/s to a broker with a round trip of 100 ms: p50 at the broker",
+		figure: fmt.Sprintf("%.0f ms", median(all)),
+		limit:  "< 80 ms",
+		met:    median(all) < 80,
+	}.report(b)
+}
+
+// distantBroker gets each packet half a round trip after it was sent, and its answer takes the other half. It reports how
+// old each message is when it gets it.
+func distantBroker(listener net.Listener, roundTrip time.Duration, arrived chan<- time.Duration) {
+	conn, err := listener.Accept()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	for r := bufio.NewReader(conn); ; {
+		packet, err := packets.ReadPacket(r)
+		if err != nil {
+			return
+		}
+		at := time.Now().Add(roundTrip / 2)
+		var answer packets.ControlPacket
+		switch packet := packet.(type) {
+		case *packets.ConnectPacket:
+			answer = packets.NewControlPacket(packets.Connack)
+		case *packets.PublishPacket:
+			var e struct{ Time time.Time }
+			json.Unmarshal(packet.Payload, &e)
+			arrived <- at.Sub(e.Time)
+			acknowledgement := packets.NewControlPacket(packets.Puback).(*packets.PubackPacket)
+			acknowledgement.MessageID = packet.MessageID
+			answer = acknowledgement
+		case *packets.PingreqPacket:
+			answer = packets.NewControlPacket(packets.Pingresp)
+		default:
+			return
+		}
+		time.AfterFunc(roundTrip, func() { answer.Write(conn) })
+	}
+}
+
+// activity is the CPU time and the context switches of a process in a while, each a second.
+func activity(b *testing.B, pid int) (cpu, switches float64) {
+	b.Helper()
+	read := func() (ticks, switches float64) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')'):]))
+		for _, field := range fields[12:14] { // utime and stime
+			n, _ := strconv.ParseFloat(field, 64)
+			ticks += n
+		}
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		for _, task := range tasks {
+			status, _ := os.ReadFile(task)
+			for line := range strings.Lines(string(status)) {
+				if name, value, _ := strings.Cut(line, ":"); strings.HasSuffix(name, "ctxt_switches") {
+					n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+					switches += n
+				}
+			}
+		}
+		return ticks, switches
+	}
+	window := time.Duration(scaled(10)) * time.Second
+	window = max(window, time.Second)
+	time.Sleep(2 * time.Second) // what the start costs
+	ticks, before := read()
+	time.Sleep(window)
+	later, after := read()
+	return (later - ticks) / 100 / window.Seconds(), (after - before) / window.Seconds()
+}
+
+// idlePipe: connected to a broker, with a pipe on which nothing comes.
+func idlePipe(b *testing.B) {
+	broker, _ := acknowledger(b)
+	cmd := sensorCommand(b, "PCAP_FILE=-", "BROKER=tcp://"+broker)
+	in, _ := cmd.StdinPipe()
+	r := begin(b, cmd)
+	cpu, switches := activity(b, r.cmd.Process.Pid)
+	in.Close()
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	r.end(b)
+	benchRow{
+		target: 9,
+		what:   "a broker and nothing to read: of a core",
+		figure: fmt.Sprintf("%.2f %%", 100*cpu),
+		limit:  "< 0.3 %",
+		met:    100*cpu < 0.3,
+	}.report(b)
+	benchRow{
+		target: 9,
+		what:   "the same: context switches a second",
+		figure: fmt.Sprintf("%.0f", switches),
+		limit:  "< 60",
+		met:    switches < 60,
+	}.report(b)
+}
+
+// idleDevice: a device on which nothing comes, against the bare loop over it.
+func idleDevice(b *testing.B) {
+	s := newSender(b)
+	broker, _ := acknowledger(b)
+	var floor, figure, floorCPU, figureCPU []float64
+	for range benchLiveRounds {
+		r := begin(b, helperCommand("listen", s.device))
+		cpu, switches := activity(b, r.cmd.Process.Pid)
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		r.end(b)
+		floor, floorCPU = append(floor, switches), append(floorCPU, 100*cpu)
+		r = begin(b, sensorCommand(b, "INTERFACE="+s.device, "BROKER=tcp://"+broker))
+		cpu, switches = activity(b, r.cmd.Process.Pid)
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		r.end(b)
+		figure, figureCPU = append(figure, switches), append(figureCPU, 100*cpu)
+	}
+	compare(b, 9, "a device on which nothing comes: of a core; floor: bare read loop", "%.2f %%", figureCPU, floorCPU, 1.1)
+	compare(b, 9, "the same: context switches a second", "%.0f", figure, floor, 1.1)
+}
+
+// hostileScrapers: 300 connections with headers that don't end.
+func hostileScrapers(b *testing.B) {
+	broker, _ := acknowledger(b)
+	address := "127.0.0.1:19464"
+	cmd := sensorCommand(b, "PCAP_FILE=-", "BROKER=tcp://"+broker, "METRICS_ADDR="+address)
+	in, _ := cmd.StdinPipe()
+	r := begin(b, cmd)
+	time.Sleep(time.Second)
+	before := residentMemory(r.cmd.Process.Pid)
+	header := append([]byte("GET /metrics HTTP/1.1\r\nHost: x\r\nX: "), bytes.Repeat([]byte("x"), 1<<20)...)
+	for range 300 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			continue
+		}
+		defer conn.Close()
+		conn.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+		conn.Write(header)
+	}
+	grown := residentMemory(r.cmd.Process.Pid) - before
+	in.Close()
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	r.end(b)
+	benchRow{
+		target: 9,
+		what:   "300 connections to `METRICS_ADDR` with 1 MB of headers each: memory",
+		figure: fmt.Sprintf("%.0f MB", float64(grown)/(1<<20)),
+		limit:  "≤ 32 MB",
+		met:    grown <= 32<<20,
+	}.report(b)
 }

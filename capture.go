@@ -3,130 +3,507 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+	"github.com/google/gopacket/pcap"
 )
 
-// Limits on what the wire can make the sensor keep, for each device.
+// From libpcap to SIP messages:
+//
+//	source → frame → headers and tunnels → datagram, put together from its fragments → message
+//	                                     → segment → track of a flow → framer → message
+//
+// Limits on what the wire can make the sensor keep, for each source. Times are of the capture.
 const (
-	maxMessage  = 65535            // bytes of a message; its envelope stays below the 128 KB that cloud brokers accept
-	maxMethod   = 256              // bytes of a method
-	maxHeaders  = 24               // in a frame: tags, extensions, a tunnel in a tunnel; a longer chain is an attack
-	maxYoung    = 120_000          // assemblies that are young, and as many may be old; past that the old ones are ended
-	maxHeld     = 6 << 20          // bytes that the young ones hold, and as many the old ones
-	maxWaiting  = 512 << 10        // bytes of a datagram, or of a flow that wait for a lost segment; more, and it is given up
-	overhead    = 64               // bytes that a part costs besides its data, and as many its place: tiny ones count too
-	assemblyAge = 30 * time.Second // of capture time, in which a datagram must be complete; after twice that without a segment a flow is ended
-	gapAge      = 2 * time.Second  // of capture time in which a lost segment may be sent again
-	window      = 1 << 20          // sequence numbers farther apart than this belong to different connections on the same ports
+	maxMessage = 65535   // bytes of a message; its envelope stays below the 128 KB of cloud brokers
+	maxSkip    = 2 << 20 // bytes of a message too large that are skipped; more is a mistake
+	maxMethod  = 256     // bytes of a method
+	maxHeaders = 24      // in a frame: tags, extensions, tunnels; a longer chain is an attack
+
+	maxDatagrams = 5 << 20   // bytes that datagrams in fragments hold
+	maxFlows     = 10 << 20  // bytes that flows hold; most hold nothing
+	maxIdle      = 120_000   // flows that hold nothing, and as many that had nothing to say lately
+	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
+	pieceSize    = 16        // bytes of a piece
+	overhead     = 128       // bytes that a piece, segment, datagram or flow costs besides its data
+
+	fragmentAge = 30 * time.Second // in which a datagram must be complete
+	flowAge     = time.Minute      // after which a flow without segments is forgotten
+	gapAge      = 2 * time.Second  // in which a lost segment may be sent again
+	window      = 1 << 20          // sequence numbers farther apart are of different connections
+
+	maxChecksums        = 8    // datagrams under one identification that fail, until all of it goes
+	maxWebSocketTries   = 8    // places in a segment where a WebSocket stream may begin
+	maxWebSocketLine    = 1024 // bytes of a start line with which one begins
+	maxWebSocketSection = 8192 // bytes of a header section with which one begins that has no mask
 )
 
-// decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that calls frame, expire and flush.
-type decoder struct {
-	counters   *counters
-	found      func(*message)           // takes every message; must not keep its bytes
-	young, old map[assemblyKey]assembly // to which something came since the last turn; since the one before
-	held       int                      // bytes in the backlogs of the young ones
-	turned     time.Time                // when the young ones became old, in capture time
-	spare      backlog                  // of the assembly in hand, if it had none
-	orphanOf   assemblyKey              // the flow that the next one would belong to:
-	orphan     part                     // the last segment of no flow: the beginning of a stream may come right behind it
-	unmasked   []byte                   // the payload of the last WebSocket frame
-
-	// Of the frame in hand:
-	message    message // its addresses are those of the innermost packet so far
-	network    int     // a hash of VLANs and tunnels: the same address in another network is another host
-	missing    int     // bytes at the end of the packet that were not captured
-	cut        bool    // the snap length may have cut it, or the mirror that it came in
-	short, bad bool    // a header isn't there as a whole; the frame contradicts itself
+// captureCounters are shared by all captures.
+type captureCounters struct {
+	packets, packetsDropped, packetsInvalid             atomic.Uint64
+	truncated, fragment, streamGap, badLength, oversize atomic.Uint64
+	down, reopened                                      atomic.Int64 // devices, how often
 }
 
-func newDecoder(counters *counters, found func(*message)) *decoder {
-	return &decoder{counters: counters, found: found, young: map[assemblyKey]assembly{}, old: map[assemblyKey]assembly{}}
+// source is where frames come from, as the configuration says.
+type source struct {
+	name        string // of a device, or of a capture file ("-" is standard input)
+	isFile      bool
+	bpf         string // "": the default for its link type
+	snaplen     int    // bytes
+	bufferBytes int
+	promiscuous bool // never on any
+}
+
+// errUnusable is in the errors of what trying again doesn't mend: a filter or a link type.
+var errUnusable = errors.New("can't be used")
+
+// errBPF is the error for a filter.
+var errBPF = fmt.Errorf("the BPF filter %w", errUnusable)
+
+// open opens the device or the file. A BPF filter that is refused never means an unfiltered
+// capture.
+func (s *source) open() (*pcap.Handle, error) {
+	handle, err := s.activate()
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", s.name, err)
+	}
+	link, err := linkTypeOf(handle)
+	if err == nil {
+		err = refused(handle.SetBPFFilter(cmp.Or(s.bpf, defaultBPF(link))), link)
+	}
+	if err != nil {
+		handle.Close()
+		return nil, fmt.Errorf("opening %s: %w", s.name, err)
+	}
+	return handle, nil
+}
+
+// activate makes a handle of libpcap. There is no immediate mode: that would size each slot of the
+// kernel's buffer by the snap length. Half the timeout is the latency.
+func (s *source) activate() (*pcap.Handle, error) {
+	if s.isFile {
+		handle, err := pcap.OpenOffline(s.name)
+		if err != nil && strings.Contains(err.Error(), "unknown file format") {
+			err = fmt.Errorf("%w: neither pcap nor pcapng; unpack it, if compressed", err)
+		}
+		return handle, err
+	}
+	inactive, err := pcap.NewInactiveHandle(s.name)
+	if err != nil {
+		return nil, err
+	}
+	defer inactive.CleanUp()
+	err = errors.Join(
+		inactive.SetSnapLen(s.snaplen),
+		inactive.SetPromisc(s.promiscuous && s.name != "any"),
+		inactive.SetTimeout(50*time.Millisecond),
+		inactive.SetBufferSize(s.bufferBytes),
+	)
+	if err != nil {
+		return nil, err
+	}
+	handle, err := inactive.Activate()
+	if err != nil && strings.Contains(strings.ToLower(err.Error()), "permi") {
+		err = fmt.Errorf("%w (capturing needs the capability NET_RAW)", err)
+	}
+	return handle, err
+}
+
+// check tells what is wrong with the filter, or the file, without capturing. What can be read only
+// once isn't read: that may be of any link type.
+func (s *source) check() error {
+	info, err := os.Stat(s.name)
+	if s.isFile && s.name != "-" && (err != nil || info.Mode().IsRegular()) {
+		handle, err := s.open()
+		if err == nil {
+			handle.Close()
+		}
+		return err
+	}
+	link, number := ethernet, layers.LinkTypeEthernet
+	if s.name == "any" && !s.isFile {
+		link, number = linuxCooked, layers.LinkTypeLinuxSLL
+	}
+	_, err = pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
+	return refused(err, link)
+}
+
+// refused is an error if a BPF filter is.
+func refused(err error, link linkType) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w on link type %s: %w", errBPF, link.name, err)
+}
+
+// linkType is a link type that is read: where its header has the EtherType, and the size of that
+// header.
+type linkType struct {
+	name        string // as libpcap has it
+	etherTypeAt int    // or noEtherType: IP follows
+	headerSize  int
+}
+
+const noEtherType = -1
+
+var (
+	ethernet    = linkType{"EN10MB", 12, 14}
+	linuxCooked = linkType{"LINUX_SLL", 14, 16}
+	linkTypes   = []linkType{
+		ethernet,
+		linuxCooked,
+		{"LINUX_SLL2", 0, 20},
+		{"NULL", noEtherType, 4},
+		{"LOOP", noEtherType, 4},
+		{"RAW", noEtherType, 0},
+		{"IPV4", noEtherType, 0},
+		{"IPV6", noEtherType, 0},
+	}
+)
+
+// linkTypeOf goes by the name, as gopacket keeps only the lower 8 bits of the number.
+func linkTypeOf(handle *pcap.Handle) (linkType, error) {
+	names, err := handle.ListDataLinks()
+	if err != nil || len(names) == 0 {
+		return linkType{}, fmt.Errorf("no link type: %w", err)
+	}
+	read := ""
+	for _, link := range linkTypes {
+		if link.name == names[0].Name {
+			return link, nil
+		}
+		read += " " + link.name
+	}
+	name := names[0].Name
+	if name == "" { // libpcap's error has the number
+		name = fmt.Sprint(handle.SetBPFFilter("ip"))
+	}
+	return linkType{}, fmt.Errorf("link type %s %w; it reads%s", name, errUnusable, read)
+}
+
+// defaultBPF selects port 5060 over UDP, TCP and SCTP, the fragments that may belong to it (only
+// the first one has the port), IPv6 behind extension headers, and on Ethernet all this inside one
+// or two VLAN tags: vlan shifts the offsets of what follows it, and fails on other links. In
+// libpcap's language 'and' and 'or' have the same precedence: hence all the parentheses.
+func defaultBPF(link linkType) string {
+	const sip = "((ip and (ip[9] = 6 or ip[9] = 17 or ip[9] = 132) and (ip[6:2] & 0x3fff != 0" +
+		" or ip[((ip[0] & 15) << 2):2] = 5060 or ip[((ip[0] & 15) << 2) + 2:2] = 5060))" +
+		" or (ip6 and (((ip6[6] = 6 or ip6[6] = 17 or ip6[6] = 132)" +
+		" and (ip6[40:2] = 5060 or ip6[42:2] = 5060))" +
+		" or ((ip6[6] = 0 or ip6[6] = 43 or ip6[6] = 44 or ip6[6] = 60) and ip6[40] != 58))))"
+	if link != ethernet {
+		return sip
+	}
+	return sip + " or (vlan and (" + sip + " or (vlan and " + sip + ")))"
+}
+
+// capture hands every frame to the decoder, to the end of the file, or until ctx ends. A device
+// that fails is opened again, for as long as it takes, every 1 s to 30 s. The goroutine that calls
+// it alone owns the decoder: there are no locks.
+func (s *source) capture(ctx context.Context, handle *pcap.Handle, d *decoder) error {
+	defer d.flush()
+	for {
+		err := s.read(ctx, handle, d)
+		if err == nil || s.isFile {
+			return err
+		}
+		d.counters.down.Add(1)
+		for delay := time.Second; err != nil; delay = min(2*delay, 30*time.Second) {
+			slog.Error("capture failed, trying again", "error", err, "in", delay.String())
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(delay):
+			}
+			handle, err = s.open()
+		}
+		d.counters.down.Add(-1)
+		d.counters.reopened.Add(1)
+		slog.Info("capturing again", "device", s.name)
+	}
+}
+
+// read returns nil at the end of the file or of ctx. Then what the kernel has buffered still
+// comes, for at most lastFrames.
+func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) error {
+	const lastFrames = 200 * time.Millisecond
+	defer handle.Close()
+	link, err := linkTypeOf(handle)
+	if err != nil {
+		return err
+	}
+	var dropped uint32
+	var stop time.Time
+	for frames := 0; ; frames++ {
+		data, info, err := handle.ZeroCopyReadPacketData()
+		if !s.isFile && (err != nil || frames%64 == 0) {
+			dropped = d.countDropped(handle, dropped)
+		}
+		switch {
+		case err == nil:
+			if s.isFile && info.Timestamp.Unix() < 0 { // pcap has 32 bits without a sign
+				info.Timestamp = info.Timestamp.Add(1 << 32 * time.Second)
+			}
+			d.frame(link, data, info)
+		case errors.Is(err, pcap.NextErrorTimeoutExpired):
+			d.expire(time.Now()) // also on a quiet device
+		case errors.Is(err, pcap.NextErrorReadError):
+			return fmt.Errorf("reading %s: %w", s.name, explained(handle.Error()))
+		default: // the end of the file
+			return nil
+		}
+		if ctx.Err() == nil {
+			continue
+		}
+		if stop.IsZero() {
+			stop = time.Now().Add(lastFrames)
+		}
+		if s.isFile || err != nil || time.Now().After(stop) {
+			return nil
+		}
+	}
+}
+
+// countDropped adds what the kernel has dropped since the last call. Its counter of 32 bits wraps.
+func (d *decoder) countDropped(handle *pcap.Handle, before uint32) uint32 {
+	stats, err := handle.Stats()
+	if err != nil {
+		return before
+	}
+	now := uint32(stats.PacketsDropped)
+	d.counters.packetsDropped.Add(uint64(now - before))
+	return now
+}
+
+// explanations are of errors of libpcap, which reads no pcapng files of devices that differ.
+var explanations = map[string]string{
+	"different from the type of the first interface": "split the file, for each N from 0:" +
+		" tshark -r FILE -Y 'frame.interface_id == N' -w N.pcapng," +
+		" then editcap -T ether (or -T linux-sll) -F pcap N.pcapng N.pcap",
+	"different from the snapshot length": "convert the file: editcap -F pcap FILE FILE.pcap",
+}
+
+func explained(err error) error {
+	for text, explanation := range explanations {
+		if strings.Contains(err.Error(), text) {
+			return fmt.Errorf("%w: %s", err, explanation)
+		}
+	}
+	return err
+}
+
+// decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that
+// calls frame, expire and flush.
+type decoder struct {
+	counters  *captureCounters
+	found     func(*message) // takes every message; must not keep its bytes
+	datagrams pool[datagramKey, datagram]
+	flows     pool[flowKey, flow]
+	idle      map[flowKey]idle // flows that hold nothing
+	silent    map[flowKey]idle // those to which nothing came since the last turn
+	turned    time.Time        // when idle flows became silent ones
+	failed    time.Time        // when a mistake of ours was logged
+	spare     flow             // the flow in hand, until it holds something
+	whole     []byte           // the datagram that the last fragment completed
+	unmasked  []byte           // the payload of the last WebSocket frame
+
+	// Of the frame in hand:
+	message message // its addresses are those of the innermost packet so far
+	network uint64  // of tags and tunnels: the same address in another network is another host
+	missing int     // bytes at the end of the packet that were not captured
+	cut     bool    // the snap length may have cut it, or the mirror that it came in
+	short   bool    // a header isn't there as a whole
+	bad     bool    // the frame contradicts itself
+}
+
+func newDecoder(counters *captureCounters, found func(*message)) *decoder {
+	d := &decoder{counters: counters, found: found, idle: map[flowKey]idle{}}
+	d.datagrams = pool[datagramKey, datagram]{
+		entries: map[datagramKey]*pooled[datagramKey, datagram]{},
+		limit:   maxDatagrams,
+		age:     fragmentAge,
+		end:     d.endDatagram,
+	}
+	d.flows = pool[flowKey, flow]{
+		entries: map[flowKey]*pooled[flowKey, flow]{},
+		limit:   maxFlows,
+		age:     flowAge,
+		end:     d.endFlow,
+	}
+	return d
 }
 
 // frame hands over the messages that a frame completes.
-func (d *decoder) frame(link layers.LinkType, data []byte, info gopacket.CaptureInfo) {
+func (d *decoder) frame(link linkType, data []byte, info gopacket.CaptureInfo) {
 	d.counters.packets.Add(1)
-	defer func() {
-		if recover() != nil || d.bad || d.short && !d.cut { // a mistake of ours costs a frame, never the process
-			d.counters.packetsInvalid.Add(1)
-		} else if d.short {
-			d.counters.truncated.Add(1)
-		}
-	}()
 	d.expire(info.Timestamp)
-	d.message, d.cut = message{time: info.Timestamp}, info.CaptureLength < info.Length
-	d.network, d.missing, d.short, d.bad = 0, 0, false, false
+	defer d.recovered()
+	d.message = message{time: info.Timestamp}
+	d.network, d.missing = 0, 0
+	d.cut = info.CaptureLength < info.Length
+	d.short, d.bad = false, false
 	d.decode(link, data)
+	if d.bad || d.short && !d.cut {
+		d.counters.packetsInvalid.Add(1)
+	} else if d.short {
+		d.counters.truncated.Add(1)
+	}
 }
 
-// linkHeader is where the EtherType is in the header of a link, or -1 if IP follows, and the size of that header.
-type linkHeader struct{ etherType, size int }
-
-// links has the link types that are read.
-var links = [256]linkHeader{layers.LinkTypeEthernet: {12, 14}, layers.LinkTypeLinuxSLL: {14, 16}, sll2: {0, 20},
-	layers.LinkTypeNull: {-1, 4}, layers.LinkTypeLoop: {-1, 4},
-	layers.LinkTypeRaw: {-1, 0}, rawIP: {-1, 0}, layers.LinkTypeIPv4: {-1, 0}, layers.LinkTypeIPv6: {-1, 0}}
-
-const sll2, rawIP = 276 & 0xff, 12 // gopacket keeps a byte of a link type; as libpcap numbers it on Linux
-
-// A layer is an EtherType, protocol plus an IP protocol, or tunnel plus a port of UDP.
-const ip, mac, protocol, tunnel = 0x0800, 0x6558, 1 << 16, 1 << 17 // the EtherTypes of IP, and of Ethernet in a tunnel
-
-// decode reads header after header, from the link to SIP. What isn't IP, or is another protocol, is no concern of ours.
-func (d *decoder) decode(link layers.LinkType, b []byte) {
-	layer, at, frame := ip, links[link].etherType, b
-	b = d.behind(b, links[link].size)
-	if at >= 0 && !d.short {
-		layer = u16(frame[at:])
+// expire ends what is old.
+func (d *decoder) expire(now time.Time) {
+	defer d.recovered()
+	if len(d.idle) > maxIdle || now.Sub(d.turned) > flowAge {
+		d.idle, d.silent = map[flowKey]idle{}, d.idle
+		d.turned = now
 	}
-	for headers := 0; headers < maxHeaders && layer != 0 && !d.short && !d.bad; headers++ {
-		var h [40]byte // the header, or its beginning; what isn't there is 0, and noticed below
-		copy(h[:], b)
-		size, next := 0, 0
-		switch layer {
-		case mac:
-			size, next = 14, u16(h[12:])
-		case 0x8100, 0x88a8, 0x9100: // VLAN tags
-			size, next = 4, u16(h[2:])
-			d.network = d.network<<12 ^ u16(h[0:])&0xfff
-		case ip, 0x86dd:
-			b, next = d.ip(h, b)
-		case protocol + 0, protocol + 43, protocol + 60, protocol + 135: // IPv6 extension headers (RFC 8200 §4)
-			size, next = 8+8*int(h[1]), protocol+int(h[0])
-		case protocol + 51: // authentication header (RFC 4302 §2)
-			size, next = 8+4*int(h[1]), protocol+int(h[0])
-		case protocol + 44: // IPv6 fragment (RFC 8200 §4.5)
-			b, next = d.reassemble(u32(h[4:]), 0, protocol+int(h[0]), u16(h[2:])&^7, h[3]&1 != 0, d.behind(b, 8))
-		case protocol + 4, protocol + 41: // IP in IP (RFC 2003, RFC 4213)
-			d.cut, next = true, ip
-		case protocol + 47: // GRE (RFC 2784, RFC 2890); in it ERSPAN type I, or, where it has sequence numbers, II with 8 bytes more
-			checksum, key, sequence := int(h[0]>>7), int(h[0]>>5&1), int(h[0]>>4&1)
-			d.cut, size, next = true, 4+4*(checksum+key+sequence), u16(h[2:])
-			if next == 0x88be {
-				size, next = size+8*sequence, mac
-			}
-		case 0x22eb: // ERSPAN type III, with an optional subheader
-			size, next = 12+8*int(h[11]&1), mac
-		case tunnel + 4789, tunnel + 8472: // VXLAN (RFC 7348)
-			d.cut, d.network, size, next = true, d.network<<24^u32(h[4:]), 8, mac
-		case tunnel + 6081: // Geneve (RFC 8926)
-			d.cut, d.network, size, next = true, d.network<<24^u32(h[4:]), 8+4*int(h[0]&63), u16(h[2:])
-		case protocol + 6:
-			d.tcp(h, b)
-		case protocol + 17:
-			b, next = d.udp(h, b)
-		case protocol + 132:
-			d.sctp(h, b)
+	d.datagrams.expire(now)
+	d.flows.expire(now)
+}
+
+// flush ends everything: after 200 years all is old.
+func (d *decoder) flush() {
+	for len(d.datagrams.queue)+len(d.flows.queue) > 0 {
+		d.expire(d.message.time.AddDate(200, 0, 0))
+	}
+}
+
+// recovered makes a mistake of ours cost a frame, never the process. The log gets its place at
+// most once a minute, and never bytes of the frame, which the text of a panic may have.
+func (d *decoder) recovered() {
+	if recover() == nil {
+		return
+	}
+	d.counters.packetsInvalid.Add(1)
+	if time.Since(d.failed) < time.Minute {
+		return
+	}
+	d.failed = time.Now()
+	_, here, _, ok := runtime.Caller(0)
+	file, line := "", 0
+	for skip := 1; ok && filepath.Dir(file) != filepath.Dir(here); skip++ {
+		_, file, line, ok = runtime.Caller(skip)
+	}
+	place := fmt.Sprintf("%s:%d", filepath.Base(file), line)
+	slog.Error("a frame is lost by a mistake in sip-capture", "place", place)
+}
+
+// pool keeps what isn't complete yet, each under its name. When it holds too much, what was used
+// least lately goes, or nearly that: what was used since it was queued gets a second chance.
+type pool[K comparable, V any] struct {
+	entries map[K]*pooled[K, V]
+	queue   []*pooled[K, V] // the oldest first
+	size    int             // bytes
+	limit   int             // bytes
+	age     time.Duration
+	end     func(*pooled[K, V])
+}
+
+type pooled[K comparable, V any] struct {
+	key          K
+	value        V
+	size         int // bytes
+	used, queued time.Time
+	gone         bool // it was dropped, but is still queued
+}
+
+func (p *pool[K, V]) add(key K, now time.Time) *pooled[K, V] {
+	e := &pooled[K, V]{key: key, used: now, queued: now}
+	p.entries[key] = e
+	p.queue = append(p.queue, e)
+	return e
+}
+
+func (p *pool[K, V]) resize(e *pooled[K, V], size int) {
+	p.size += size - e.size
+	e.size = size
+}
+
+func (p *pool[K, V]) drop(e *pooled[K, V]) {
+	p.resize(e, 0)
+	e.gone = true
+	delete(p.entries, e.key)
+}
+
+// expire ends at most one entry that is too old, or for which there is no room, after a few looks
+// at most: no frame pays for all the others.
+func (p *pool[K, V]) expire(now time.Time) {
+	const looks = 8
+	for range min(looks, len(p.queue)) {
+		e := p.queue[0]
+		crowded := p.size > p.limit
+		if !e.gone && !crowded && now.Sub(e.queued) < p.age {
+			return
 		}
-		b, layer = d.behind(b, size), next
+		p.queue[0] = nil
+		p.queue = p.queue[1:]
+		isOld := now.Sub(e.used) >= p.age || crowded && !e.used.After(e.queued)
+		if !e.gone && isOld {
+			p.drop(e)
+			p.end(e)
+			return
+		}
+		if !e.gone {
+			e.queued = now
+			p.queue = append(p.queue, e)
+		}
+	}
+}
+
+// The layers of a frame: an EtherType, protocol plus an IP protocol, or port plus a port of UDP.
+const (
+	etherIPv4  = 0x0800
+	etherMAC   = 0x6558 // Ethernet in a tunnel
+	etherIPv6  = 0x86dd
+	etherMPLS  = 0x8847
+	etherPPPoE = 0x8864
+	protocol   = 1 << 16
+	port       = 1 << 17
+)
+
+// The IP protocols with a meaning beyond their header.
+const (
+	protocolTCP  = 6
+	protocolUDP  = 17
+	protocolSCTP = 132
+)
+
+// decode reads header after header, from the link to SIP. What isn't IP, or is another protocol,
+// is no concern of ours.
+func (d *decoder) decode(link linkType, b []byte) {
+	layer := etherIPv4
+	if at := link.etherTypeAt; at >= 0 && len(b) >= link.headerSize {
+		layer = u16(b[at:])
+	}
+	b = d.behind(b, link.headerSize)
+	for headers := 0; headers < maxHeaders && layer != 0 && !d.short && !d.bad; headers++ {
+		var h [40]byte // the header, or its beginning; what isn't there is 0, and noticed by behind
+		copy(h[:], b)
+		switch {
+		case layer < protocol:
+			layer, b = d.etherType(layer, h, b)
+		case layer < port:
+			layer, b = d.protocol(layer-protocol, h, b)
+		default:
+			layer, b = d.tunnel(layer-port, h, b)
+		}
 	}
 }
 
@@ -139,30 +516,176 @@ func (d *decoder) behind(b []byte, size int) []byte {
 	return b[min(size, len(b)):]
 }
 
-// upTo returns what is there of size bytes that a header announces, and notes what is missing. What lies behind them is padding.
+// upTo returns what is there of size bytes that a header announces, and notes what is missing.
+// What lies behind them is padding.
 func (d *decoder) upTo(b []byte, size int) []byte {
 	d.missing = max(size-len(b), 0)
 	d.bad = d.bad || size < 0 || d.missing > 0 && !d.cut
 	return b[:max(min(size, len(b)), 0)]
 }
 
-// ip reads an IPv4 (RFC 791) or IPv6 (RFC 8200) header and returns what follows it. A length of 0 is what segmentation offload leaves.
-func (d *decoder) ip(h [40]byte, b []byte) (payload []byte, next int) {
-	size, payloadSize, src, dst, fragment := 40, u16(h[4:]), h[8:24], h[24:40], 0
-	next = int(h[6])
-	version := h[0] >> 4
-	if version == 4 {
+// enter notes a network in which what follows is. The factor is odd: no bit of the others is lost.
+func (d *decoder) enter(id int) { d.network = (d.network + uint64(id) + 1) * 0x9e3779b97f4a7c15 }
+
+var pppProtocols = map[int]int{0x21: etherIPv4, 0x57: etherIPv6, 0x281: etherMPLS}
+
+// etherType reads a header that is named by an EtherType.
+func (d *decoder) etherType(layer int, h [40]byte, b []byte) (next int, rest []byte) {
+	switch layer {
+	case etherIPv4, etherIPv6:
+		return d.ip(h, b)
+	case etherMAC:
+		return u16(h[12:]), d.behind(b, 14)
+	case 0x8100, 0x88a8, 0x9100: // VLAN tags (IEEE 802.1Q)
+		d.enter(u16(h[0:]) & 0xfff)
+		return u16(h[2:]), d.behind(b, 4)
+	case 0x8926: // VN-Tag (Cisco): it differs with the direction, so it is no network
+		return u16(h[4:]), d.behind(b, 6)
+	case etherMPLS, 0x8848: // a label (RFC 3032); the last one of the stack tells the network
+		if last := h[2]&1 != 0; !last {
+			return etherMPLS, d.behind(b, 4)
+		}
+		d.enter(u32(h[0:]) >> 12)
+		if h[4]>>4 == 0 { // a control word before Ethernet (RFC 4448)
+			return etherMAC, d.behind(b, 8)
+		}
+		return ipVersion(h[4], etherMAC), d.behind(b, 4)
+	case etherPPPoE: // its session, and the protocol of PPP (RFC 2516, RFC 1661)
+		d.enter(u16(h[2:]))
+		return pppProtocols[u16(h[6:])], d.behind(b, 8)
+	case 0x22eb: // ERSPAN type III, with an optional subheader
+		return etherMAC, d.behind(b, 12+8*int(h[11]&1))
+	}
+	return 0, nil
+}
+
+// ipVersion tells by its first byte whether IP follows.
+func ipVersion(first byte, otherwise int) (layer int) {
+	if version := first >> 4; version == 4 || version == 6 {
+		return etherIPv4
+	}
+	return otherwise
+}
+
+// protocol reads a header that is named by an IP protocol.
+func (d *decoder) protocol(layer int, h [40]byte, b []byte) (next int, rest []byte) {
+	switch layer {
+	case protocolTCP:
+		d.tcp(h, b)
+	case protocolUDP:
+		return d.udp(h, b)
+	case protocolSCTP:
+		d.sctp(h, b)
+	case 0, 43, 60, 135: // IPv6 extension headers (RFC 8200 §4)
+		return protocol + int(h[0]), d.behind(b, 8+8*int(h[1]))
+	case 51: // authentication header (RFC 4302 §2)
+		return protocol + int(h[0]), d.behind(b, 8+4*int(h[1]))
+	case 44: // IPv6 fragment (RFC 8200 §4.5)
+		p := piece{begin: int32(u16(h[2:]) &^ 7), last: h[3]&1 == 0, protocol: h[0]}
+		return d.reassemble(datagramKey{id: u32(h[4:])}, p, d.behind(b, 8))
+	case 4, 41: // IP in IP (RFC 2003, RFC 4213)
+		d.cut = true
+		return etherIPv4, b
+	case 47:
+		return d.gre(h, b)
+	}
+	return 0, nil
+}
+
+// gre reads the header of RFC 2784 and RFC 2890. In it is ERSPAN type I, or, where it has sequence
+// numbers, type II with 8 bytes more.
+func (d *decoder) gre(h [40]byte, b []byte) (next int, rest []byte) {
+	const erspan = 0x88be
+	checksum := int(h[0] >> 7)
+	key := int(h[0] >> 5 & 1)
+	sequence := int(h[0] >> 4 & 1)
+	d.cut = true
+	if key == 1 {
+		d.enter(u32(h[4+4*checksum:]))
+	}
+	size := 4 + 4*(checksum+key+sequence)
+	next = u16(h[2:])
+	if next == erspan {
+		return etherMAC, d.behind(b, size+8*sequence)
+	}
+	return next, d.behind(b, size)
+}
+
+// tunnel reads the header of a tunnel, if a datagram to its port has one.
+func (d *decoder) tunnel(layer int, h [40]byte, b []byte) (next int, rest []byte) {
+	d.cut = true
+	switch {
+	case (layer == 4789 || layer == 8472) && h[0]&8 != 0: // VXLAN (RFC 7348 §5)
+		d.enter(u32(h[4:]) >> 8)
+		return etherMAC, d.behind(b, 8)
+	case layer == 6081 && h[0]>>6 == 0: // Geneve (RFC 8926 §3.4)
+		d.enter(u32(h[4:]) >> 8)
+		return u16(h[2:]), d.behind(b, 8+4*int(h[0]&63))
+	case layer == 2152 && h[0]>>4 == 3 && h[1] == 255: // GTP-U, a G-PDU (3GPP TS 29.281 §5)
+		d.enter(u32(h[4:]))
+		rest = d.behind(b, 8)
+		if h[0]&7 != 0 { // with optional fields; the last one is the type of an extension header
+			rest = d.behind(b, 12)
+			for extension := h[11]; extension != 0 && len(rest) > 3; {
+				size := max(4*int(rest[0]), 4)
+				extension = rest[min(size, len(rest))-1]
+				rest = d.behind(rest, size)
+			}
+		}
+		if len(rest) > 0 {
+			return ipVersion(rest[0], 0), rest
+		}
+	case layer == 37008 && h[0] == 1 && h[1] <= 1 && u16(h[2:]) == 1: // TZSP with Ethernet
+		const padding, end = 0, 1
+		for rest = d.behind(b, 4); len(rest) > 1 && rest[0] != end; {
+			size := 1
+			if rest[0] != padding {
+				size = 2 + int(rest[1])
+			}
+			rest = d.behind(rest, size)
+		}
+		return etherMAC, d.behind(rest, 1)
+	}
+	return 0, nil
+}
+
+// ip reads an IPv4 (RFC 791) or IPv6 (RFC 8200) header. A length of 0 is what segmentation offload
+// leaves.
+func (d *decoder) ip(h [40]byte, b []byte) (next int, rest []byte) {
+	var key datagramKey
+	var p piece
+	var src, dst []byte
+	var size, total int
+	switch version := h[0] >> 4; version {
+	case 4:
+		p.begin = int32(8 * (u16(h[6:]) & 0x1fff))
+		p.last = h[6]&0x20 == 0
+		p.protocol = h[9]
+		key.id = u16(h[4:])
+		key.protocol = p.protocol // of IPv4 a part of the name (RFC 791 §3.2), not of IPv6 (RFC 8200 §4.5)
 		size = 4 * int(h[0]&15)
-		payloadSize, src, dst, fragment, next = u16(h[2:])-size, h[12:16], h[16:20], u16(h[6:]), int(h[9])
+		total = u16(h[2:])
+		src, dst = h[12:16], h[16:20]
+	case 6:
+		p.last = true
+		p.protocol = h[6]
+		size = 40
+		if length := u16(h[4:]); length != 0 {
+			total = size + length
+		}
+		src, dst = h[8:24], h[24:40]
 	}
 	from, _ := netip.AddrFromSlice(src)
 	to, _ := netip.AddrFromSlice(dst)
-	d.message.src, d.message.dst, d.missing = netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, 0), 0
-	payload = d.behind(b, size)
-	if d.bad = version != 4 && version != 6 || size < 20; payloadSize != 0 && payloadSize != -size {
-		payload = d.upTo(payload, payloadSize)
+	d.message.src = netip.AddrPortFrom(from.Unmap(), 0)
+	d.message.dst = netip.AddrPortFrom(to.Unmap(), 0)
+	d.missing = 0
+	d.bad = size < 20
+	rest = d.behind(b, size)
+	if total != 0 {
+		rest = d.upTo(rest, total-size)
 	}
-	return d.reassemble(u16(h[4:]), next, protocol+next, 8*(fragment&0x1fff), fragment&0x2000 != 0, payload)
+	return d.reassemble(key, p, rest)
 }
 
 // ports reads the ports, which UDP, TCP and SCTP have in the same place.
@@ -171,375 +694,1189 @@ func (d *decoder) ports(h [40]byte) {
 	d.message.dst = netip.AddrPortFrom(d.message.dst.Addr(), uint16(u16(h[2:])))
 }
 
-// udp reads a datagram (RFC 768), which may be SIP, or a tunnel, as its port says.
-func (d *decoder) udp(h [40]byte, b []byte) (payload []byte, next int) {
+// udp reads a datagram (RFC 768), which may be SIP, or HEP, or a tunnel, as its port says.
+func (d *decoder) udp(h [40]byte, b []byte) (next int, rest []byte) {
 	d.ports(h)
-	payload = d.behind(b, 8)
+	payload := d.behind(b, 8)
 	if length := u16(h[4:]); length > 0 { // segmentation offload leaves 0
 		payload = d.upTo(payload, length-8)
 	}
-	d.whole(udp, payload)
-	return payload, tunnel + int(d.message.dst.Port())
-}
-
-// sctp reads every message that is whole in one DATA chunk (RFC 9260 §3.3.1); of one in several chunks the first is counted.
-func (d *decoder) sctp(h [40]byte, b []byte) {
-	const data, beginning, whole = 0, 2, 3
-	d.ports(h)
-	for b = d.behind(b, 12); len(b) >= 16 && !d.bad; {
-		flags, size := b[1]&whole, u16(b[2:])
-		if chunk := d.upTo(b[4:], size-4); b[0] == data && flags == whole && size >= 16 {
-			d.whole(sctp, chunk[12:])
-		} else if b[0] == data && flags == beginning {
-			d.counters.fragment.Add(1)
-		}
-		b = b[min((size+3)&^3, len(b)):]
+	if d.short || d.bad {
+		return 0, nil // the frame is counted
 	}
+	if bytes.HasPrefix(payload, []byte("HEP3")) {
+		d.hep(payload)
+		return 0, nil
+	}
+	if d.datagram(udp, payload, d.missing) {
+		return 0, nil
+	}
+	return port + int(d.message.dst.Port()), payload
 }
 
-// whole takes a payload that is a message if it is SIP at all.
-func (d *decoder) whole(t transport, payload []byte) {
-	sip, readable := startLine(bytes.TrimLeftFunc(payload, isCRLF)), !d.short && !d.bad // else the frame is counted
-	if readable && sip == yes && d.missing == 0 {
-		d.emit(t, payload)
-	} else if readable && sip != no && d.missing > 0 {
+// datagram takes a payload that is a message if it is SIP at all, and of which bytes may be
+// missing.
+func (d *decoder) datagram(t transport, payload []byte, missing int) (isSIP bool) {
+	sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
+	if missing > 0 && sip != no {
 		d.counters.truncated.Add(1)
+	} else if sip == yes {
+		d.emit(t, payload)
 	}
+	return sip == yes
 }
 
 func (d *decoder) emit(t transport, raw []byte) {
-	d.message.transport, d.message.raw = t, raw
+	d.message.transport = t
+	d.message.raw = raw
 	d.found(&d.message)
 	d.message.index++
 }
 
-// assemblyKey names a datagram in fragments or a flow. The protocol is part of an IPv4 datagram's name (RFC 791 §3.2), not of an IPv6 one's
-// (RFC 8200 §4.5).
-type assemblyKey struct {
-	src, dst     [16]byte
-	network      int
-	id, protocol uint32 // of a flow its ports, and isFlow
+// hepTransports are named by IP protocols; 22 and 50 is what Kamailio and OpenSIPS write for TLS
+// and WebSocket.
+var hepTransports = map[int]transport{
+	protocolTCP:  tcp,
+	protocolUDP:  udp,
+	protocolSCTP: sctp,
+	22:           tcp,
+	50:           ws,
 }
 
-const isFlow = 1 << 16 // more than any protocol
-
-// key names the assembly of the packet in hand.
-func (d *decoder) key(id, protocol int) assemblyKey {
-	return assemblyKey{d.message.src.Addr().As16(), d.message.dst.Addr().As16(), d.network, uint32(id), uint32(protocol)}
+// hep reads the chunks of HEP version 3 (https://github.com/sipcapture/HEP), which has a message
+// in clear that a server has sent or received. A malformed packet has none.
+func (d *decoder) hep(packet []byte) {
+	const chunkHeader, sip = 6, 1
+	var src, dst netip.Addr
+	var ports [2]uint16
+	var kind, carrier, missing int
+	var payload []byte
+	if len(packet) < chunkHeader || u16(packet[4:]) > len(packet)+d.missing {
+		return
+	}
+	b := packet[chunkHeader:]
+	for len(b) >= chunkHeader {
+		vendor, chunk := u16(b[0:]), u16(b[2:])
+		size := u16(b[4:])
+		value := b[chunkHeader:max(min(size, len(b)), chunkHeader)]
+		missing = max(size-len(b), 0)
+		if size < chunkHeader || missing > d.missing {
+			return
+		}
+		b = b[chunkHeader+len(value):]
+		number := 0
+		for _, c := range value[:min(len(value), 2)] {
+			number = number<<8 | int(c)
+		}
+		switch {
+		case vendor != 0:
+		case chunk == 2:
+			carrier = number
+		case chunk == 3 || chunk == 5:
+			src, _ = netip.AddrFromSlice(value)
+		case chunk == 4 || chunk == 6:
+			dst, _ = netip.AddrFromSlice(value)
+		case chunk == 7 || chunk == 8:
+			ports[chunk-7] = uint16(number)
+		case chunk == 11:
+			kind = number
+		case chunk == 15:
+			payload = value
+		}
+	}
+	t, known := hepTransports[carrier]
+	if kind != sip || !known || !src.IsValid() || !dst.IsValid() {
+		return
+	}
+	if payload == nil {
+		missing = d.missing // the frame was cut before it
+	}
+	d.message.src = netip.AddrPortFrom(src.Unmap(), ports[0])
+	d.message.dst = netip.AddrPortFrom(dst.Unmap(), ports[1])
+	d.datagram(t, payload, missing)
 }
 
-// assembly is a datagram whose fragments are still coming, or a flow: one direction of a TCP connection in which a start line was seen, or
-// may just have begun. Most flows hold nothing between two segments: these have no backlog, and there may be a hundred thousand of them.
-type assembly struct {
-	*backlog
-	held                int    // bytes in the backlog
-	position            uint32 // of a flow: the sequence number that comes next
-	sip, webSocket, cut bool   // a start line was seen; it is framed by RFC 6455, not by Content-Length; a part was not captured as a whole
+// sctp reads every message that is whole in one DATA chunk (RFC 9260 §3.3.1); of one in several
+// chunks the first is counted.
+func (d *decoder) sctp(h [40]byte, b []byte) {
+	const data, beginning, whole, chunkHeader, dataHeader = 0, 2, 3, 4, 16
+	d.ports(h)
+	b = d.behind(b, 12)
+	missing := d.missing
+	for !d.short && (len(b) > 0 || missing >= chunkHeader) {
+		isData := len(b) == 0 || b[0] == data
+		headerSize := chunkHeader
+		if isData {
+			headerSize = dataHeader
+		}
+		if len(b) < headerSize {
+			d.bad = missing == 0
+			if isData && !d.bad {
+				d.counters.truncated.Add(1)
+			}
+			return
+		}
+		size := u16(b[2:])
+		chunk := d.upTo(b, size)
+		if d.bad = d.bad || size < headerSize; d.bad {
+			return
+		}
+		if flags := b[1] & whole; isData && flags == whole {
+			d.datagram(sctp, chunk[dataHeader:], d.missing)
+		} else if isData && flags == beginning {
+			d.counters.fragment.Add(1)
+		}
+		if d.missing > 0 {
+			return
+		}
+		padded := (size + 3) &^ 3
+		missing = min(missing, max(missing+len(b)-padded, 0))
+		b = b[min(padded, len(b)):]
+	}
 }
 
-type backlog struct {
-	waiting     []part // fragments, or the segments behind a lost one; the one with the lowest position last
-	size        int    // bytes of them, with overhead
-	next, total int    // of a datagram: the protocol in its first fragment; its length, 0 until the last fragment came
-	buffer      []byte // of a flow: what came before the position and isn't a message yet
-	payload     []byte // of the WebSocket message so far; nil: none has begun
+// datagramKey names a datagram in fragments; of IPv6 without the protocol.
+type datagramKey struct {
+	src, dst [16]byte
+	network  uint64
+	id       int
+	protocol uint8
 }
 
-// part is a fragment or a segment.
-type part struct {
-	position uint32
+// datagram is what came under one identification: fragments of one datagram, or, as
+// identifications are used again within seconds, of an older and a newer one. A datagram that is
+// finished stays known, so that duplicates of its fragments, however they are cut, are nothing
+// new.
+type datagram struct {
+	began     time.Time // when the first piece came
+	pieces    []piece   // by position; they don't overlap
+	bytes     []byte    // of all pieces, in the order of arrival
+	covered   int       // bytes of the datagram that are there
+	accounted int       // in bytes: what lies before it is of datagrams that are finished or counted
+	failures  int       // of checksums
+	cut       bool      // a piece was not captured as a whole
+}
+
+// piece is a fragment, or what it had that was new.
+type piece struct {
+	begin, end int32 // its position in the datagram
+	at         int32 // its place in the bytes
+	last       bool  // the datagram ends with it
+	protocol   uint8 // what the datagram is, if this is its beginning
+}
+
+func (g *datagram) data(p piece) []byte { return g.bytes[p.at:][:p.end-p.begin] }
+
+// reassemble takes what follows an IP header: a datagram, or a fragment, and then returns the
+// datagram that it completes.
+func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, rest []byte) {
+	p.end = p.begin + int32(len(data)+d.missing)
+	isFragment := p.begin > 0 || !p.last
+	d.bad = d.bad || isFragment && (p.end > maxMessage || !p.last && p.end%8 != 0)
+	if !isFragment || d.bad || d.short || p.begin == p.end {
+		return protocol + int(p.protocol), data
+	}
+	key.src = d.message.src.Addr().As16()
+	key.dst = d.message.dst.Addr().As16()
+	key.network = d.network
+	e := d.datagrams.entries[key]
+	now := d.message.time
+	if e != nil && (now.Sub(e.value.began) > fragmentAge || len(e.value.bytes) > maxWaiting) {
+		d.datagrams.drop(e)
+		d.endDatagram(e)
+		e = nil
+	}
+	if e == nil {
+		e = d.datagrams.add(key, now)
+		e.value.began = now
+	}
+	e.used = now
+	g := &e.value
+	isFinished := g.accounted > 0 && g.accounted == len(g.bytes)
+	isNew, stale := false, false
+	if d.missing == 0 {
+		isNew, stale = g.take(p, data)
+	} else {
+		g.cut = g.cut || !isFinished
+	}
+	if stale {
+		d.counters.fragment.Add(1)
+	}
+	if isNew && g.isComplete() {
+		next, rest = d.finish(e)
+	}
+	if !e.gone {
+		d.datagrams.resize(e, cap(g.bytes)+pieceSize*cap(g.pieces)+2*overhead)
+	}
+	return next, rest
+}
+
+// take takes a piece in, or what is new of it. Of pieces that contradict each other the newer one
+// stays: an identification is used again after all of its datagram has arrived, or was lost. It
+// tells whether there was anything new, and whether a piece had to go that wasn't accounted for.
+func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
+	from, _ := slices.BinarySearchFunc(g.pieces, p.begin, func(q piece, begin int32) int {
+		return cmp.Or(cmp.Compare(q.end, begin), -1) // the first one that ends behind the beginning
+	})
+	if count := len(g.pieces); count > 0 && from == count && g.pieces[count-1].last {
+		from-- // it claims that the datagram ends before
+	}
+	to := from
+	kept := make([]piece, 0, 8)
+	at, base := p.begin, int32(len(g.bytes))
+	add := func(end int32) {
+		if at < end {
+			last := p.last && end == p.end
+			kept = append(kept, piece{at, end, base + at - p.begin, last, p.protocol})
+			g.covered += int(end - at)
+			isNew = true
+		}
+	}
+	for ; to < len(g.pieces) && (p.last || g.pieces[to].begin < p.end); to++ {
+		q := g.pieces[to]
+		if !g.agree(q, p, data) {
+			stale = stale || int(q.at) >= g.accounted
+			g.covered -= int(q.end - q.begin)
+			continue
+		}
+		add(q.begin)
+		q.last = q.last || p.last && q.end == p.end
+		kept = append(kept, q)
+		at = max(at, q.end)
+	}
+	add(p.end)
+	if isNew {
+		g.pieces = slices.Replace(g.pieces, from, to, kept...)
+		g.bytes = append(g.bytes, data...)
+	}
+	if stale {
+		g.accounted = len(g.bytes)
+	}
+	return isNew, stale
+}
+
+// agree tells whether two pieces may be of one datagram: its end, and the bytes that both have.
+func (g *datagram) agree(q, p piece, data []byte) bool {
+	if q.last && p.end > q.end || p.last && q.end > p.end {
+		return false
+	}
+	begin, end := max(q.begin, p.begin), min(q.end, p.end)
+	if begin >= end {
+		return true
+	}
+	return bytes.Equal(g.data(q)[begin-q.begin:end-q.begin], data[begin-p.begin:end-p.begin])
+}
+
+func (g *datagram) isComplete() bool {
+	end := g.pieces[len(g.pieces)-1]
+	return end.last && g.covered == int(end.end)
+}
+
+// finish puts a datagram together. If its checksum fails, its oldest piece is of an older
+// datagram. Without a checksum nothing of an older one may be in it.
+func (d *decoder) finish(e *pooled[datagramKey, datagram]) (next int, rest []byte) {
+	g := &e.value
+	oldest := 0
+	d.whole = d.whole[:0]
+	for i, p := range g.pieces {
+		d.whole = append(d.whole, g.data(p)...)
+		if p.at < g.pieces[oldest].at {
+			oldest = i
+		}
+	}
+	p := g.pieces[oldest]
+	isOld := int(p.at) < g.accounted
+	first := int(g.pieces[0].protocol)
+	good, hasChecksum := d.checksum(first, d.whole)
+	if hasChecksum && good || !hasChecksum && !isOld {
+		g.accounted = len(g.bytes)
+		g.failures = 0
+		g.cut = false
+		return protocol + first, d.whole
+	}
+	if !isOld {
+		d.counters.fragment.Add(1)
+		g.accounted = len(g.bytes)
+	}
+	g.pieces = slices.Delete(g.pieces, oldest, oldest+1)
+	g.covered -= int(p.end - p.begin)
+	g.failures++
+	if g.failures >= maxChecksums {
+		d.datagrams.drop(e)
+	}
+	return 0, nil
+}
+
+// checksum checks that of a UDP datagram (RFC 768, RFC 8200 §8.1), also behind extension headers;
+// 0 is none. An IPv4 address adds the same to the sum as in its IPv6 form.
+func (d *decoder) checksum(next int, b []byte) (good, there bool) {
+	for (next == 0 || next == 43 || next == 60 || next == 135) && len(b) >= 8 {
+		next = int(b[0])
+		b = b[min(8+8*int(b[1]), len(b)):]
+	}
+	if next != protocolUDP || len(b) < 8 || u16(b[6:]) == 0 {
+		return false, false
+	}
+	if length := u16(b[4:]); length >= 8 && length < len(b) {
+		b = b[:length]
+	}
+	src, dst := d.message.src.Addr().As16(), d.message.dst.Addr().As16()
+	sum := onesComplement(src[:]) + onesComplement(dst[:]) + onesComplement(b)
+	sum += uint64(protocolUDP + len(b))
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return sum == 0xffff, true
+}
+
+// onesComplement adds up the words of 16 bits (RFC 1071), not yet folded.
+func onesComplement(b []byte) (sum uint64) {
+	for ; len(b) >= 4; b = b[4:] {
+		sum += uint64(binary.BigEndian.Uint32(b))
+	}
+	var rest [4]byte
+	copy(rest[:], b)
+	return sum + uint64(binary.BigEndian.Uint32(rest[:]))
+}
+
+// endDatagram counts what stayed incomplete.
+func (d *decoder) endDatagram(e *pooled[datagramKey, datagram]) {
+	isOpen := func(p piece) bool { return int(p.at) >= e.value.accounted }
+	if e.value.cut {
+		d.counters.truncated.Add(1)
+	} else if slices.ContainsFunc(e.value.pieces, isOpen) {
+		d.counters.fragment.Add(1)
+	}
+}
+
+// flowKey names a flow: one direction of a TCP connection.
+type flowKey struct {
+	src, dst [16]byte
+	network  uint64
+	ports    uint32
+}
+
+// idle is what is known of a flow that holds nothing (see track and framer). There may be a
+// hundred thousand.
+type idle struct {
+	begin, position       uint32
+	fresh, sip, webSocket bool
+}
+
+// flow is one that holds something. Besides the track on which the last segment was it may have
+// another: of an earlier connection on the same ports, of segments that came before the first one
+// seen, of a stray segment, or from before a gap.
+type flow struct {
+	track
+	other *track
+}
+
+// track is a part of a flow that was seen without a gap, and the segments that wait for what comes
+// next.
+type track struct {
+	framer
+	begin    uint32    // its lowest sequence number, but at most a window before the position
+	position uint32    // the sequence number that comes next
+	fresh    bool      // it begins with a SYN, and nothing came yet
+	counted  bool      // what is incomplete at its end has been counted
+	born     time.Time // when it began
+	moved    time.Time // when something last came in order, or began to wait
+	head     []byte    // what came before the first message: its beginning may come yet
+	waiting  []segment // in order
+	held     int       // bytes of them
+}
+
+type segment struct {
+	sequence uint32
 	time     time.Time
 	data     []byte
+	missing  int // bytes behind the data that were not captured
 }
 
-// take returns the assembly of that name, or a new one, to be kept or ended.
-func (d *decoder) take(key assemblyKey) (a assembly, known bool) {
-	if a, known = d.young[key]; known {
-		d.held -= a.held
-	} else if a, known = d.old[key]; known {
-		delete(d.old, key)
-	}
-	d.spare = backlog{}
-	a.backlog = cmp.Or(a.backlog, &d.spare)
-	return a, known
+// behind tells how many bytes of the segment come before a sequence number, which wraps; below 0:
+// how far it is ahead.
+func (s *segment) behind(sequence uint32) int { return int(int32(sequence - s.sequence)) }
+
+// cutFront takes away what is before a sequence number.
+func (s *segment) cutFront(sequence uint32) {
+	n := max(s.behind(sequence), 0)
+	s.missing = max(s.missing-max(n-len(s.data), 0), 0)
+	s.data = s.data[min(n, len(s.data)):]
+	s.sequence += uint32(n)
 }
 
-// keep puts an assembly back, among the young ones.
-func (d *decoder) keep(key assemblyKey, a assembly) {
-	if a.held = a.size + overhead*(cap(a.waiting)+2) + cap(a.buffer) + cap(a.payload); a.size+len(a.buffer) == 0 && a.payload == nil {
-		a.held, a.backlog = 0, nil
-	} else if a.backlog == &d.spare {
-		a.backlog = new(d.spare)
-	}
-	d.young[key], d.held = a, d.held+a.held
-}
-
-// hold keeps a part in its place among those that wait.
-func (b *backlog) hold(p part) {
-	i, known := slices.BinarySearchFunc(b.waiting, p, func(x, y part) int { return int(int32(y.position - x.position)) })
-	if !known || !bytes.Equal(b.waiting[i].data, p.data) {
-		p.data = bytes.Clone(p.data)
-		b.waiting, b.size = slices.Insert(b.waiting, i, p), b.size+len(p.data)+overhead
-	}
-}
-
-// expire ends the old assemblies and makes the young ones old, when it is time, or when too much is held.
-func (d *decoder) expire(now time.Time) {
-	turns := min(now.Sub(d.turned)/assemblyAge, 2)
-	if turns <= 0 && d.held <= maxHeld && len(d.young) <= maxYoung {
-		return
-	}
-	for range max(turns, 1) {
-		for key, a := range d.old {
-			if a.backlog != nil {
-				d.end(key, &a)
-			}
-		}
-		clear(d.old)
-		d.young, d.old, d.held = d.old, d.young, 0
-	}
-	d.turned = now
-}
-
-// flush ends everything: after an hour all is old.
-func (d *decoder) flush() { d.expire(d.turned.Add(time.Hour)) }
-
-// end counts what stays incomplete of an assembly, and forgets it.
-func (d *decoder) end(key assemblyKey, a *assembly) {
-	for key.protocol == isFlow && len(a.waiting) > 0 {
-		d.giveUp(key, a)
-	}
-	switch {
-	case a.cut:
-		d.counters.truncated.Add(1)
-	case key.protocol != isFlow:
-		d.counters.fragment.Add(1)
-	case a.sip && (len(a.buffer) > 0 || a.payload != nil):
-		d.counters.streamGap.Add(1)
-	}
-	delete(d.young, key)
-}
-
-// reassemble takes a fragment and goes on with the datagram that it completes; what isn't a fragment is whole already.
-// Overlapping fragments would let an attacker choose what we see and the receiver does not (RFC 5722): such a datagram is never
-// complete, as its fragments have more bytes than it, and ends when it is old.
-func (d *decoder) reassemble(id, kind, next, offset int, more bool, data []byte) (datagram []byte, protocol int) {
-	end := offset + len(data) + d.missing
-	d.bad = d.bad || (offset > 0 || more) && (end > 65535 || more && end%8 != 0)
-	if offset == 0 && !more || len(data) == 0 || d.bad || d.short {
-		return data, next
-	}
-	key := d.key(id, kind)
-	a, _ := d.take(key)
-	late := func(p part) bool { return d.message.time.Sub(p.time) > assemblyAge }
-	if a.size > maxWaiting || slices.ContainsFunc(a.waiting, late) {
-		d.end(key, &a)
-		a, _ = d.take(key)
-	}
-	a.hold(part{uint32(offset), d.message.time, data})
-	a.cut = a.cut || d.missing > 0
-	if offset == 0 {
-		a.next = next
-	}
-	if !more {
-		a.total = end
-	}
-	for _, p := range slices.Backward(a.waiting) {
-		if a.size != a.total+overhead*len(a.waiting) || int(p.position) != len(datagram) {
-			d.keep(key, a)
-			return nil, 0
-		}
-		datagram = append(datagram, p.data...)
-	}
-	delete(d.young, key)
-	return datagram, a.next
-}
-
-// tcp reads a segment (RFC 9293 §3.1).
+// tcp reads a segment (RFC 9293 §3.1). FIN and RST end nothing: they may be spoofed, and the end
+// of a flow shows in time.
 func (d *decoder) tcp(h [40]byte, b []byte) {
+	const reset, synchronize = 4, 2
 	d.ports(h)
-	size, syn, now := int(h[12]>>4)*4, h[13]>>1&1, d.message.time
-	p := part{uint32(u32(h[4:]) + int(syn)), now, d.behind(b, max(size, 20))}
+	size, flags := int(h[12]>>4)*4, h[13]
+	isFirst := flags&synchronize != 0
+	s := segment{
+		sequence: uint32(u32(h[4:])),
+		time:     d.message.time,
+		data:     d.behind(b, max(size, 20)),
+		missing:  d.missing,
+	}
 	d.bad = !d.short && size < 20
-	if d.bad || d.short || len(p.data) == 0 && syn == 0 {
+	if d.bad || d.short || flags&reset != 0 || len(s.data) == 0 && !isFirst {
 		return
 	}
-	key := d.key(u32(h[0:]), isFlow)
-	a, known := d.take(key)
-	if known && (syn != 0 || a.ahead(p) > window || a.ahead(p) < -window) { // another connection on the same ports
-		d.end(key, &a)
-		a, known = d.take(key)
+	if isFirst {
+		s.sequence++
 	}
-	if !known {
-		if _, sip, _ := find(p.data); sip == no {
-			d.orphanOf, d.orphan = key, part{p.position, now, append(d.orphan.data[:0], p.data...)}
-			return
+	key := flowKey{network: d.network, ports: uint32(u32(h[0:]))}
+	key.src = d.message.src.Addr().As16()
+	key.dst = d.message.dst.Addr().As16()
+	f, e := d.recall(key)
+	d.segment(f, s, isFirst)
+	d.keep(key, f, e)
+}
+
+// recall returns what is known of a flow, and its entry in the pool if it has one; else it isn't
+// kept yet.
+func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
+	if e := d.flows.entries[key]; e != nil {
+		e.used = d.message.time
+		return &e.value, e
+	}
+	known, isKnown := d.idle[key]
+	if !isKnown {
+		known, isKnown = d.silent[key]
+		delete(d.silent, key)
+	}
+	d.spare = flow{}
+	if isKnown {
+		d.spare.track = track{
+			framer:   framer{sip: known.sip, webSocket: known.webSocket},
+			begin:    known.begin,
+			position: known.position,
+			fresh:    known.fresh,
+			born:     d.message.time,
+			moved:    d.message.time,
 		}
-		a.position = p.position
-		if early := a.ahead(d.orphan); d.orphanOf == key && early > 0 && early < window && now.Sub(d.orphan.time) <= gapAge {
-			a.hold(d.orphan)
+	}
+	return &d.spare, nil
+}
+
+// keep puts a flow where it belongs.
+func (d *decoder) keep(key flowKey, f *flow, e *pooled[flowKey, flow]) {
+	if f.other == nil && f.head == nil && f.waiting == nil && f.isIdle() {
+		d.idle[key] = idle{f.begin, f.position, f.fresh, f.sip, f.webSocket}
+		if e != nil {
+			d.flows.drop(e)
 		}
+		return
 	}
-	a.cut, d.missing = d.missing > 0, 0 // what is there of it is whole
-	if a.ahead(p) > 0 {
-		a.hold(p)
-	} else {
-		d.advance(&a, p)
+	if e == nil {
+		delete(d.idle, key)
+		e = d.flows.add(key, d.message.time)
+		e.value = *f
 	}
-	if last := len(a.waiting) - 1; last >= 0 && (a.size > maxWaiting || now.Sub(a.waiting[last].time) > gapAge) {
-		d.giveUp(key, &a)
+	size := 4*overhead + e.value.size()
+	if f.other != nil {
+		size += f.other.size()
 	}
-	if a.cut || len(a.buffer) == 0 && !a.sip {
-		d.end(key, &a)
-	} else {
-		d.keep(key, a)
+	d.flows.resize(e, size)
+}
+
+func (t *track) size() int { return cap(t.buffer) + cap(t.head) + t.held + overhead*cap(t.waiting) }
+
+// segment takes a segment to the track that it belongs to, or makes a new one for it.
+func (d *decoder) segment(f *flow, s segment, isFirst bool) {
+	now := s.time
+	if f.head != nil && now.Sub(f.born) > gapAge {
+		f.head = nil
+	}
+	if f.other != nil && now.Sub(f.other.moved) > flowAge {
+		d.endTrack(f.other)
+		f.other = nil
+	}
+	fit := f.fit(&s, isFirst)
+	if f.other != nil && f.other.fit(&s, isFirst) < fit {
+		fit = f.other.fit(&s, isFirst)
+		f.track, *f.other = *f.other, f.track
+	}
+	switch fit {
+	case continues:
+		d.advance(f, s)
+	case ahead:
+		f.wait(s)
+	case unrelated:
+		d.begin(f, s, isFirst)
+	}
+	if len(f.waiting) > 0 && (now.Sub(f.moved) > gapAge || f.held > maxWaiting) {
+		d.giveUp(f)
 	}
 }
 
-// ahead tells by how many bytes p begins behind (above 0) what comes next, or repeats (below 0) what came. Sequence numbers wrap.
-func (a *assembly) ahead(p part) int { return int(int32(p.position - a.position)) }
+// How a segment fits a track, best first.
+const (
+	continues = iota // it has the next byte
+	repeats          // all of it was there
+	ahead            // something before it is missing
+	unrelated
+)
 
-// giveUp goes on behind a lost segment.
-func (d *decoder) giveUp(key assemblyKey, a *assembly) {
-	if a.sip {
-		d.counters.streamGap.Add(1)
+// fit lets a segment wait only where SIP was seen, or may begin: else it begins a track of its own.
+func (t *track) fit(s *segment, isFirst bool) int {
+	behind := s.behind(t.position)
+	switch {
+	case t.born.IsZero() || isFirst && s.sequence != t.begin:
+		return unrelated
+	case behind == 0 && len(s.data) > 0:
+		return continues
+	case behind >= 0 && s.behind(t.begin) <= 0 && behind < len(s.data)+s.missing:
+		return continues
+	case behind >= 0 && s.behind(t.begin) <= 0:
+		return repeats
+	case behind < 0 && behind >= -window && (t.sip || t.fresh || len(t.buffer) > 0):
+		return ahead
 	}
-	a.sip, a.webSocket, a.buffer, a.payload = false, false, nil, nil
-	a.position = a.waiting[len(a.waiting)-1].position
-	d.message.src = netip.AddrPortFrom(netip.AddrFrom16(key.src).Unmap(), uint16(key.id>>16))
-	d.message.dst = netip.AddrPortFrom(netip.AddrFrom16(key.dst).Unmap(), uint16(key.id))
-	d.advance(a, part{position: a.position})
+	return unrelated
 }
 
-// advance takes in a segment that comes next, and those that waited for it, and hands over the messages that they complete. These have the
-// time of the last of the segments.
-func (d *decoder) advance(a *assembly, p part) {
-	d.message.time, d.message.index = p.time, 0
+// begin makes a track for a segment. It takes the place of the one that was used less lately,
+// unless that is the only one with SIP.
+func (d *decoder) begin(f *flow, s segment, isFirst bool) {
+	if f.other != nil && f.other.sip && !f.sip {
+		f.track, *f.other = *f.other, f.track
+	} // now what stays is the track
+	if f.other != nil {
+		d.endTrack(f.other)
+	}
+	if !f.born.IsZero() {
+		previous := f.track
+		f.other = &previous
+	}
+	f.track = track{
+		begin:    s.sequence,
+		position: s.sequence,
+		fresh:    isFirst,
+		born:     s.time,
+		moved:    s.time,
+	}
+	if len(s.data) == 0 {
+		return
+	}
+	d.advance(f, s)
+	if passed := min(f.passed, len(s.data)); passed > 0 && !isFirst {
+		f.head = bytes.Clone(s.data[:passed])
+	}
+}
+
+// wait keeps a segment in its place among those that wait.
+func (t *track) wait(s segment) {
+	i, known := slices.BinarySearchFunc(t.waiting, s, func(x, y segment) int {
+		return y.behind(x.sequence)
+	})
+	if known && bytes.Equal(t.waiting[i].data, s.data) {
+		return
+	}
+	if len(t.waiting) == 0 {
+		t.moved = s.time
+	}
+	s.data = bytes.Clone(s.data)
+	t.waiting = slices.Insert(t.waiting, i, s)
+	t.held += len(s.data) + overhead
+}
+
+// advance takes in the segment that comes next, those that waited for it, and, where the track
+// reaches the beginning of the other one, that.
+func (d *decoder) advance(f *flow, s segment) {
 	for {
-		b := p.data[min(-a.ahead(p), len(p.data)):]
-		a.position += uint32(len(b))
-		if len(a.buffer) > 0 {
-			a.buffer = append(a.buffer, b...)
-			b = a.buffer
-		}
-		for more := true; more && len(b) > 0; {
-			if a.webSocket {
-				b, more = d.webSocketMessage(a, b)
-			} else {
-				b, more = d.streamMessage(a, b)
+		rest := segment{}
+		if f.other != nil && int32(f.other.begin-f.position) >= 0 {
+			room := s.behind(f.other.begin)
+			if room > 0 && room < len(s.data) {
+				rest = s
+				rest.cutFront(f.other.begin)
+				s.data = s.data[:room]
+				s.missing = 0
 			}
 		}
-		if a.buffer = append(a.buffer[:0], b...); len(b) == 0 {
-			a.buffer = nil
+		d.extend(&f.track, s)
+		if f.other != nil && f.position == f.other.begin {
+			d.join(f)
 		}
-		last := len(a.waiting) - 1
-		if last < 0 || a.ahead(a.waiting[last]) > 0 {
+		switch {
+		case len(rest.data) > 0 && rest.behind(f.position) < len(rest.data)+rest.missing:
+			s = rest
+		case len(f.waiting) > 0 && f.waiting[0].behind(f.position) >= 0:
+			s = f.next()
+		default:
 			return
 		}
-		p, a.waiting[last] = a.waiting[last], part{} // or the array would keep its bytes
-		a.waiting, a.size = a.waiting[:last], a.size-len(p.data)-overhead
-		if p.time.After(d.message.time) {
-			d.message.time, d.message.index = p.time, 0
-		}
 	}
 }
 
-// streamMessage takes the first message in b, framed by its Content-Length (RFC 3261 §18.3). Two that differ are as bad as none: the next hop
-// may believe another one than we do.
-func (d *decoder) streamMessage(a *assembly, b []byte) (rest []byte, more bool) {
-	b, sip, webSocket := find(b)
-	a.sip, a.webSocket = a.sip || sip == yes, webSocket
-	if sip == no || sip == maybe && len(b) <= maxMessage || webSocket {
-		return b, webSocket
+// next takes the first segment off those that wait.
+func (t *track) next() segment {
+	s := t.waiting[0]
+	t.held -= len(s.data) + overhead
+	t.waiting = t.waiting[1:]
+	if len(t.waiting) == 0 {
+		t.waiting = nil
 	}
-	value, fields, differ := []byte(nil), 0, false
-	_, after := headers(b, "content-length", func(other []byte) bool {
-		differ = differ || fields > 0 && !bytes.Equal(value, other)
-		value, fields = other, fields+1
+	return s
+}
+
+// extend frames what is new of a segment. The messages that it completes have the time of the last
+// of the segments that these waited for.
+func (d *decoder) extend(t *track, s segment) {
+	if s.time.After(d.message.time) {
+		d.message.time = s.time
+		d.message.index = 0
+	}
+	s.cutFront(t.position)
+	t.feed(d, s.data)
+	t.position += uint32(len(s.data))
+	if s.missing > 0 {
+		if t.gap(s.missing) {
+			d.counters.truncated.Add(1)
+		}
+		t.position += uint32(s.missing)
+	}
+	t.fresh = false
+	t.moved = d.message.time
+	if int32(t.position-t.begin) > window {
+		t.begin = t.position - window
+	}
+}
+
+// join goes on with the other track, whose beginning was reached: with its messages, if it has
+// found any.
+func (d *decoder) join(f *flow) {
+	other := f.other
+	f.other = nil
+	size := other.position - other.begin
+	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head))
+	d.extend(&f.track, segment{sequence: f.position, time: d.message.time, data: other.head})
+	if onlyHead {
+		return
+	}
+	d.endTrack(&f.track)
+	other.begin = f.begin
+	other.head = nil
+	f.track = *other
+}
+
+// giveUp goes on behind a lost segment. What was before it stays as the other track: if it was no
+// loss, but a stray segment that was ahead, the flow goes on there.
+func (d *decoder) giveUp(f *flow) {
+	if f.other != nil {
+		d.endTrack(f.other)
+	}
+	before := f.track
+	before.waiting, before.held = nil, 0
+	before.counted = true
+	f.other = &before
+	now, index := d.message.time, d.message.index
+	d.skipGap(&f.track)
+	d.message.time, d.message.index = now, index
+}
+
+// skipGap goes on with the first segment that waits, and those right behind it.
+func (d *decoder) skipGap(t *track) {
+	s := t.next()
+	inSIP := t.sip
+	if t.gap(int(s.sequence-t.position)) && inSIP {
+		d.counters.streamGap.Add(1)
+	}
+	t.begin, t.position = s.sequence, s.sequence
+	d.message.time, d.message.index = s.time, 0
+	d.extend(t, s)
+	for len(t.waiting) > 0 && t.waiting[0].behind(t.position) >= 0 {
+		d.extend(t, t.next())
+	}
+}
+
+// endTrack hands over what waited, and counts what stays incomplete.
+func (d *decoder) endTrack(t *track) {
+	now, index := d.message.time, d.message.index
+	for len(t.waiting) > 0 {
+		d.skipGap(t)
+	}
+	if t.sip && !t.counted && t.isOpen() {
+		d.counters.streamGap.Add(1)
+	}
+	d.message.time, d.message.index = now, index
+}
+
+// endFlow ends a flow of which no segment is in hand.
+func (d *decoder) endFlow(e *pooled[flowKey, flow]) {
+	key, f := e.key, &e.value
+	src, dst := netip.AddrFrom16(key.src).Unmap(), netip.AddrFrom16(key.dst).Unmap()
+	d.message.src = netip.AddrPortFrom(src, uint16(key.ports>>16))
+	d.message.dst = netip.AddrPortFrom(dst, uint16(key.ports))
+	if f.other != nil {
+		d.endTrack(f.other)
+	}
+	d.endTrack(&f.track)
+}
+
+// framer turns the bytes of a stream, in order, into messages. It remembers how far it has looked:
+// no byte is looked at more than a few times, however the stream is cut into segments.
+type framer struct {
+	sip       bool // a whole start line was seen in this stream
+	webSocket bool // it is framed by RFC 6455, not by Content-Length
+	broken    bool // the message in hand was counted: its header section is only read for its end
+	state     uint8
+	skip      int    // bytes to come that nothing is looked for in
+	buffer    []byte // from where a message, or a WebSocket frame, may begin
+	line      int    // of the buffer: where the last line of the header section begins
+	searched  int    // of the buffer: no line ends between there and line
+	need      int    // size of the message or frame in the buffer, or of what tells whether it is one
+	passed    int    // bytes before the first message
+}
+
+const (
+	seeking   = iota // a start line
+	inHeaders        // behind a start line
+	inRest           // of a header section that is too large
+	inBody           // behind the empty line
+)
+
+// isIdle tells whether only what an idle flow keeps needs to be known.
+func (f *framer) isIdle() bool { return f.state == seeking && f.skip == 0 && len(f.buffer) == 0 }
+
+// isOpen tells whether the end of the stream would be in the middle of a message.
+func (f *framer) isOpen() bool { return !f.broken && f.skip == 0 && len(f.buffer) > 0 }
+
+// restart is for what comes next: only feed still needs the buffer.
+func (f *framer) restart() {
+	*f = framer{sip: f.sip, webSocket: f.webSocket, passed: f.passed, buffer: f.buffer}
+}
+
+// feed takes the next bytes. With them a line begins, or goes on.
+func (f *framer) feed(d *decoder, b []byte) {
+	if len(f.buffer) > 0 {
+		f.buffer = append(f.buffer, b...)
+		b = f.buffer
+	}
+	tries := maxWebSocketTries
+	for more := true; more && len(b) > 0; {
+		switch {
+		case f.skip > 0:
+			n := min(f.skip, len(b))
+			f.skip -= n
+			b = b[n:]
+		case f.webSocket:
+			b, more = f.frame(d, b)
+		case f.state == seeking:
+			b, more = f.seek(d, b, &tries)
+		case f.state == inHeaders:
+			b, more = f.headers(d, b)
+		case f.state == inRest:
+			b, more = f.rest(b)
+		default:
+			b, more = f.body(d, b)
+		}
+	}
+	if len(b) == 0 {
+		f.buffer = nil
+	} else if len(b) != len(f.buffer) {
+		f.buffer = append(f.buffer[:0], b...)
+	}
+}
+
+// gap notes that bytes are missing, and tells whether that is a loss: not in what is skipped
+// anyway. What is known of the message in hand is used to skip the rest of it.
+func (f *framer) gap(size int) (lost bool) {
+	if f.skip > size {
+		f.skip -= size
 		return false
-	})
-	length, err := strconv.ParseUint(string(value), 10, 64) // 2^64-1 if it is larger
-	end := len(b) - len(after) + int(min(length, maxMessage+1))
-	switch {
-	case after == nil && len(b) <= maxMessage:
-		return b, false
-	case after == nil || end > maxMessage:
-		d.counters.oversize.Add(1)
-	case err != nil || differ:
-		d.counters.badLength.Add(1)
-	case len(b) < end:
-		return b, false
-	default:
-		d.emit(tcp, b[:end])
-		return b[end:], true
 	}
-	_, rest = cutLine(b)
-	return rest, true
+	lost = f.sip || len(f.buffer) > 0
+	rest := 0
+	switch {
+	case f.state == inRest:
+		return false
+	case f.state == inHeaders:
+		lost = !f.broken
+		f.broken = true
+		f.buffer = bytes.Clone(f.buffer[:f.line]) // whole lines; before may be another track's
+		f.searched = f.line
+		return lost
+	case f.skip == 0 && (f.state == inBody || f.webSocket) && f.need > 0:
+		rest = f.need - len(f.buffer) - size
+	}
+	f.restart()
+	f.buffer = nil
+	f.skip = max(rest, 0)
+	f.webSocket = f.webSocket && rest > 0
+	f.sip = f.sip && rest > 0
+	return lost
 }
 
-// webSocketMessage takes the frame at the start of b (RFC 6455 §5.2) and the message that it completes (RFC 7118 §5). Frames with other
-// opcodes, and those of extensions such as compression, are skipped.
-func (d *decoder) webSocketMessage(a *assembly, b []byte) (rest []byte, more bool) {
-	size, length, payload := webSocketFrame(d.unmasked, b)
-	opcode, final := b[0]&0x7f, b[0] >= 0x80
-	d.unmasked = payload
-	switch {
-	case length > maxMessage || opcode == 0 && len(a.payload)+length > maxMessage:
-		d.counters.oversize.Add(1)
-		a.webSocket, a.payload = false, nil
-		return b[min(len(b), size):], true
-	case size == 0 || len(b) < size:
-		return b, false
-	case opcode == 0 && a.payload != nil:
-		a.payload = append(a.payload, payload...)
-	case opcode == 1 || opcode == 2:
-		a.payload, d.unmasked = payload, nil
-	}
-	if final && opcode <= 2 {
-		if startLine(bytes.TrimLeftFunc(a.payload, isCRLF)) == yes {
-			d.emit(ws, a.payload)
+// seek looks for a start line, at the beginnings of lines and of segments, and, at a few places,
+// for a WebSocket frame with one. It waits for more where there may be one.
+func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool) {
+	before, isFirst := len(b), !f.sip
+	defer func() {
+		if isFirst {
+			f.passed += before - len(rest)
 		}
-		a.payload, d.unmasked = nil, a.payload
+	}()
+	isPlace := f.searched == 0 // where WebSocket may begin: a segment, and behind an empty line
+	for len(b) > 0 {
+		if f.searched == 0 {
+			line := len(b)
+			for len(b) > 0 && (b[0] == '\n' || b[0] == '\r' || b[0] == 0) { // keep-alives
+				b = b[1:]
+			}
+			isPlace = isPlace || len(b) < line
+		}
+		verdict, size := proxyHeader(b)
+		if verdict == yes {
+			f.skip = size
+			return b, true
+		} else if verdict == maybe {
+			return b, false
+		}
+		if isPlace && *tries > 0 && len(b) > 0 {
+			if len(b) < f.need {
+				return b, false
+			}
+			*tries--
+			verdict, size = d.webSocketStart(b)
+			if verdict == yes {
+				f.restart()
+				f.webSocket, f.sip = true, true
+				return b[size:], true
+			} else if verdict == maybe {
+				f.need = size
+				return b, false
+			}
+		}
+		f.need = 0
+		isPlace = false
+		newline := bytes.IndexByte(b[f.searched:], '\n')
+		if newline < 0 {
+			f.searched = len(b)
+			if len(b) > maxMessage || startLine(b[:min(len(b), maxMethod+1)]) == no {
+				f.searched = 0
+				b = nil
+			}
+			return b, false
+		}
+		size = f.searched + newline + 1
+		f.searched = 0
+		if size <= maxMessage && startLine(b[:size]) == yes {
+			f.restart()
+			f.sip = true
+			f.state = inHeaders
+			f.line, f.searched = size, size
+			return b, true
+		}
+		b = b[size:]
 	}
+	return nil, false
+}
+
+// proxyHeader recognises a PROXY header, version 2
+// (https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt §2.2), by what is left of its
+// signature behind the line ends and the NUL in it, and returns the size of that rest and of the
+// header.
+func proxyHeader(b []byte) (verdict, int) {
+	const signature, size = "QUIT\n", 9
+	n := min(len(b), len(signature))
+	if string(b[:n]) != signature[:n] || len(b) > n && b[n]>>4 != 2 {
+		return no, 0
+	}
+	if len(b) < size {
+		return maybe, 0
+	}
+	return yes, size + u16(b[size-2:])
+}
+
+// headers looks for the end of the header section.
+func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
+	for {
+		newline := bytes.IndexByte(b[f.searched:], '\n')
+		end := f.searched + newline + 1
+		if newline < 0 {
+			end = len(b)
+		}
+		f.searched = end
+		if end > maxMessage {
+			return f.oversize(d, b)
+		}
+		if newline < 0 {
+			return b, false
+		}
+		line := b[f.line:end]
+		if len(line) == len("\n") || len(line) == len("\r\n") && line[0] == '\r' {
+			return f.section(d, b)
+		}
+		if beginsMessage(line) { // what came before was a line in a body, or has lost its end
+			b = b[f.line:]
+			end -= f.line
+			f.searched = end
+			f.broken = false
+		}
+		f.line = end
+	}
+}
+
+// beginsMessage tells whether a line in a header section is a start line, and not one like "Server
+// : demo SIP/2.0".
+func beginsMessage(line []byte) bool {
+	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r")) // it is not empty
+	mayBe := line[0]|0x20 == 's' || last[len(last)-1] == '0'   // 0x20: in lower case
+	if !mayBe || startLine(line) != yes {
+		return false
+	}
+	name := bytes.IndexFunc(line, func(c rune) bool { return c > 127 || !isToken(byte(c)) })
+	return !bytes.HasPrefix(bytes.TrimLeft(line[name:], " \t"), []byte(":"))
+}
+
+// section comes to the end of a header section, and with it to the Content-Length (RFC 3261 §18.3).
+func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
+	end := f.searched
+	length, good := contentLength(b[:end])
+	isBroken := f.broken
+	f.restart()
+	switch {
+	case isBroken:
+	case !good:
+		d.counters.badLength.Add(1)
+	case length <= maxMessage-end:
+		f.state = inBody
+		f.need = end + length
+		return b, true
+	default:
+		d.counters.oversize.Add(1)
+	}
+	if good && length <= maxSkip {
+		f.skip = length
+	}
+	return b[end:], true
+}
+
+// contentLength is the value of all Content-Length fields of a header section. Two that differ are
+// as bad as none: the next hop may believe another one than we do.
+func contentLength(section []byte) (length int, good bool) {
+	var value []byte
+	fields, differ := 0, false
+	headers(section, "content-length", func(other []byte) bool {
+		differ = differ || fields > 0 && !bytes.Equal(value, other)
+		value = other
+		fields++
+		return differ
+	})
+	number, err := strconv.ParseUint(string(value), 10, 64) // 2^64-1 if it is larger
+	good = !differ && (err == nil || errors.Is(err, strconv.ErrRange))
+	return int(min(number, math.MaxInt32)), good
+}
+
+// oversize gives up a message whose header section is too large. Its Content-Length counts if it
+// has come.
+func (f *framer) oversize(d *decoder, b []byte) (rest []byte, more bool) {
+	if !f.broken {
+		d.counters.oversize.Add(1)
+	}
+	length, good := contentLength(b[:f.line])
+	line := f.line
+	f.restart()
+	f.state = inRest
+	f.broken = true
+	if good && length <= maxSkip {
+		f.need = length
+	}
+	return b[line:], true
+}
+
+// rest passes over the rest of a header section, up to the empty line.
+func (f *framer) rest(b []byte) (rest []byte, more bool) {
+	for {
+		end := bytes.IndexByte(b, '\n') + 1
+		if end == 0 {
+			f.line += len(b) // bytes of a line whose end is still to come
+			return nil, false
+		}
+		size := f.line + end
+		isEmpty := size == len("\n") || size == len("\r\n") && (end == 1 || b[0] == '\r')
+		b = b[end:]
+		f.line = 0
+		if isEmpty {
+			length := f.need
+			f.restart()
+			f.skip = length
+			return b, true
+		}
+	}
+}
+
+// body waits for the end of the message.
+func (f *framer) body(d *decoder, b []byte) (rest []byte, more bool) {
+	size := f.need
+	if len(b) < size {
+		return b, false
+	}
+	f.restart()
+	d.emit(tcp, b[:size])
 	return b[size:], true
 }
 
-// webSocketFrame reads the frame at the start of b: its size and that of its payload (2^24 at most; 0 until its header is whole), and what
-// is there of the payload, unmasked (RFC 6455 §5.3), in the buffer if that is large enough.
-func webSocketFrame(buffer, b []byte) (size, length int, payload []byte) {
-	var h [14]byte
-	copy(h[:], b)
-	length, size = int(h[1]&127), 2
-	switch length {
-	case 126:
-		length, size = u16(h[2:]), 4
-	case 127:
-		length, size = int(min(binary.BigEndian.Uint64(h[2:]), 1<<24)), 10
-	}
-	var key [4]byte // all zero without a mask
-	if size += copy(key[:h[1]>>7*4], h[size:]); len(b) < size {
-		return 0, 0, buffer[:0]
-	}
-	there, mask := min(length, len(b)-size), uint64(binary.LittleEndian.Uint32(key[:]))*(1<<32+1) // the key twice
-	payload = append(append(buffer[:0], b[size:size+there]...), make([]byte, 8)...)
-	for i := 0; i < there; i += 8 {
-		binary.LittleEndian.PutUint64(payload[i:], binary.LittleEndian.Uint64(payload[i:])^mask)
-	}
-	return size + length, length, payload[:there]
+// webSocketHeader is the header of a WebSocket frame (RFC 6455 §5.2).
+type webSocketHeader struct {
+	opcode       uint8
+	final        bool
+	masked       bool
+	key          uint32
+	size, length int // of the header, and of the payload
 }
 
-// find looks for the first line of b with which a SIP message begins or may begin, or a WebSocket frame with one. Of such a frame it reads
-// 256 bytes: no segment can make it unmask the same bytes for each of its lines.
-func find(b []byte) (rest []byte, sip verdict, webSocket bool) {
-	for ; len(b) > 0; _, b = cutLine(b) {
-		if opcode := b[0] & 0x7f; opcode == 1 || opcode == 2 {
-			if _, _, payload := webSocketFrame(make([]byte, 300), b[:min(len(b), 256)]); startLine(bytes.TrimLeftFunc(payload, isCRLF)) != no {
-				return b, yes, true
-			}
+// The opcodes of WebSocket frames (RFC 6455 §5.2).
+const (
+	opcodeContinuation = 0
+	opcodeText         = 1
+	opcodeBinary       = 2
+	opcodeControl      = 8 // and higher
+	opcodePong         = 10
+)
+
+// readWebSocketHeader reads what b begins with; maybe: the header isn't there as a whole.
+func readWebSocketHeader(b []byte) (h webSocketHeader, is verdict) {
+	const finalBit, reserved, maskBit, maxControl = 0x80, 0x70, 0x80, 125
+	var head [14]byte
+	copy(head[:], b)
+	h = webSocketHeader{
+		opcode: head[0] & 15,
+		final:  head[0]&finalBit != 0,
+		masked: head[1]&maskBit != 0,
+		length: int(head[1] &^ maskBit),
+		size:   2,
+	}
+	isControl := h.opcode >= opcodeControl
+	isKnown := h.opcode <= opcodeBinary || isControl && h.opcode <= opcodePong
+	if head[0]&reserved != 0 || !isKnown || isControl && (!h.final || h.length > maxControl) {
+		return h, no
+	}
+	switch h.length {
+	case 126:
+		h.length, h.size = u16(head[2:]), 4
+	case 127:
+		h.length, h.size = int(min(binary.BigEndian.Uint64(head[2:]), math.MaxInt32)), 10
+	}
+	if h.masked {
+		h.key = binary.LittleEndian.Uint32(head[h.size:])
+		h.size += 4
+	}
+	if len(b) < h.size {
+		return h, maybe
+	}
+	return h, yes
+}
+
+// payload is what is there of the payload of a frame, and at most so many bytes, without its mask
+// (RFC 6455 §5.3).
+func (d *decoder) payload(h webSocketHeader, frame []byte, most int) []byte {
+	b := frame[h.size:min(h.size+min(h.length, most), len(frame))]
+	if !h.masked {
+		return b
+	}
+	size := len(b)
+	d.unmasked = append(append(d.unmasked[:0], b...), make([]byte, 8)...)
+	twice := uint64(h.key)<<32 | uint64(h.key)
+	for i := 0; i < size; i += 8 {
+		word := d.unmasked[i:]
+		binary.LittleEndian.PutUint64(word, binary.LittleEndian.Uint64(word)^twice)
+	}
+	return d.unmasked[:size]
+}
+
+// webSocketStart tells whether a WebSocket stream begins with b: with control frames, and a data
+// frame with a whole start line. n is where the data frame begins; for maybe how many bytes would
+// tell.
+func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
+	const maxControls = 4
+	for range maxControls {
+		h, is := readWebSocketHeader(b[n:])
+		if is != yes {
+			return is, len(b) + 1
 		}
-		if sip = startLine(b); sip != no {
-			return b, sip, false
+		end := n + h.size + h.length
+		if h.opcode < opcodeControl {
+			return d.webSocketMessage(h, b, n)
+		}
+		if end == len(b) {
+			return no, 0 // behind it a segment begins: that is a place, too
+		}
+		if end > len(b) {
+			return maybe, end
+		}
+		n = end
+	}
+	return no, 0
+}
+
+// webSocketMessage is webSocketStart from a data frame on, which begins at n. Without a mask a
+// byte of anything before a start line looks like a frame, too: there the header section has to
+// end in it, and text can't follow it.
+func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict, int) {
+	end := n + h.size + h.length
+	line := d.payload(h, b[n:], maxWebSocketLine)
+	isAll := len(line) == min(h.length, maxWebSocketLine)
+	switch sip := startLine(bytes.TrimLeftFunc(line, isCRLF)); {
+	case h.opcode == opcodeContinuation || sip == no || sip == maybe && isAll:
+		return no, 0
+	case sip == maybe:
+		return maybe, n + h.size + min(h.length, maxWebSocketLine)
+	case h.masked || !h.final || h.length > maxMessage:
+		return yes, n
+	}
+	text := b[n+h.size : min(end, n+h.size+maxWebSocketSection, len(b))]
+	section := bytes.Index(text, []byte("\n\r\n")) + len("\n\r\n")
+	length, good := contentLength(text)
+	switch {
+	case section < len("\n\r\n") && len(text) < min(h.length, maxWebSocketSection):
+		return maybe, len(b) + 1
+	case section < len("\n\r\n"):
+		return no, 0
+	case end == len(b) || end > len(b) && good && section+length == h.length:
+		return yes, n
+	case end < len(b):
+		if _, is := readWebSocketHeader(b[end:]); is != no {
+			return yes, n
 		}
 	}
-	return nil, no, false
+	return no, 0
+}
+
+// frame takes a WebSocket frame, one of which is a message (RFC 7118 §5). One in several frames is
+// counted at the first. What isn't a frame ends WebSocket.
+func (f *framer) frame(d *decoder, b []byte) (rest []byte, more bool) {
+	h, is := readWebSocketHeader(b)
+	size := h.size + h.length
+	isData := h.opcode == opcodeText || h.opcode == opcodeBinary
+	if is == maybe {
+		return b, false
+	}
+	if is == yes && isData && h.length <= maxMessage && len(b) < size {
+		f.need = size
+		return b, false
+	}
+	f.restart()
+	f.webSocket = is == yes && size <= maxSkip
+	switch {
+	case is == no:
+		return b, true
+	case isData && h.length > maxMessage:
+		d.counters.oversize.Add(1)
+	case isData:
+		payload := d.payload(h, b, maxMessage)
+		sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
+		if h.final && sip == yes {
+			d.emit(ws, payload)
+		} else if !h.final && sip != no {
+			d.counters.streamGap.Add(1)
+		}
+	}
+	if size > maxSkip {
+		return nil, false
+	}
+	f.skip = size
+	return b, true
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,23 +42,33 @@ type verdict uint8
 
 const no, maybe, yes = verdict(0), verdict(1), verdict(2)
 
-// startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1, §7.2), lenient about the Request-URI.
+// startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1, §7.2), lenient
+// about the Request-URI.
 func startLine(b []byte) verdict {
-	if len(b) > 0 && !isToken(b[0]) {
-		return no // at a glance: most of what isn't SIP
+	const version, digits = "SIP/2.0", 3
+	method := 0
+	for method < len(b) && method <= maxMethod && isToken(b[method]) {
+		method++
 	}
-	version := []byte(" SIP/2.0")
-	line, _, complete := bytes.Cut(b, []byte("\n"))
-	first, after, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\r")), []byte(" "))
-	request := len(first) <= maxMethod && !slices.ContainsFunc(first, func(c byte) bool { return !isToken(c) })
-	response := bytes.EqualFold(first, version[1:min(1+len(first), len(version))])
-	code, _, _ := bytes.Cut(after, []byte(" "))
-	switch {
-	case !complete && (request || response):
+	known := min(len(b), len(version+" "))
+	isResponse := bytes.EqualFold(b[:known], []byte(version + " ")[:known])
+	isRequest := method <= maxMethod && (method == len(b) || method > 0 && b[method] == ' ')
+	if !isResponse && !isRequest {
+		return no
+	}
+	line, _, isWhole := bytes.Cut(b, []byte("\n"))
+	if !isWhole {
 		return maybe
-	case complete && request && len(after) > len(version) && bytes.EqualFold(after[len(after)-len(version):], version):
-		return yes
-	case complete && response && len(first) == len("SIP/2.0") && len(code) == 3 && len(bytes.Trim(code, "0123456789")) == 0:
+	}
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	if isResponse {
+		code, _, _ := bytes.Cut(line[min(known, len(line)):], []byte(" "))
+		if len(code) == digits && len(bytes.Trim(code, "0123456789")) == 0 {
+			return yes
+		}
+	}
+	before := len(line) - len(version) // the blank before it isn't the one behind the method
+	if isRequest && before > method+2 && line[before-1] == ' ' && bytes.EqualFold(line[before:], []byte(version)) {
 		return yes
 	}
 	return no

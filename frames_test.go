@@ -278,16 +278,16 @@ func geneveHeader(vni uint32, options ...byte) header {
 	}}
 }
 
-// flow builds the segments of one direction of a TCP connection; a position counts from its first byte.
-type flow struct {
+// connection builds the segments of one direction of a TCP connection; a position counts from its first byte.
+type connection struct {
 	src, dst string // with ports
 	first    uint32 // sequence number of the first byte
 }
 
-var client = flow{"192.0.2.1:40000", "198.51.100.2:5060", 1000}
-var server = flow{"198.51.100.2:5060", "192.0.2.1:40000", 500000}
+var client = connection{"192.0.2.1:40000", "198.51.100.2:5060", 1000}
+var server = connection{"198.51.100.2:5060", "192.0.2.1:40000", 500000}
 
-func (f flow) segment(position int, flags, text string) []byte {
+func (f connection) segment(position int, flags, text string) []byte {
 	src, dst := netip.MustParseAddrPort(f.src), netip.MustParseAddrPort(f.dst)
 	ip := ipv4Header(src.Addr().String(), dst.Addr().String())
 	if src.Addr().Is6() {
@@ -297,7 +297,7 @@ func (f flow) segment(position int, flags, text string) []byte {
 }
 
 // segments cuts text at the given positions.
-func (f flow) segments(text string, cuts ...int) (frames [][]byte) {
+func (f connection) segments(text string, cuts ...int) (frames [][]byte) {
 	from := 0
 	for _, to := range append(slices.Clone(cuts), len(text)) {
 		if to > from {
@@ -345,7 +345,7 @@ func (s seen) String() string {
 // player feeds frames to a decoder and notes what comes out.
 type player struct {
 	*decoder
-	counters counters
+	counters captureCounters
 	times    []time.Duration // of the frames so far
 	messages []seen
 	panicky  bool // the receiver of messages fails
@@ -369,7 +369,7 @@ func newPlayer() *player {
 }
 
 // play feeds a frame. The buffer is destroyed after that, as libpcap does: nothing may refer to it.
-func (p *player) play(link layers.LinkType, f caught) {
+func (p *player) play(link linkType, f caught) {
 	buffer := bytes.Clone(f.data)
 	p.times = append(p.times, f.at)
 	p.frame(link, buffer, gopacket.CaptureInfo{Timestamp: captureStart.Add(f.at), CaptureLength: len(buffer), Length: max(f.length, len(buffer))})
@@ -404,11 +404,32 @@ func raws(t testing.TB, frames []caught) (messages []string, counted string) {
 	t.Helper()
 	p := newPlayer()
 	for _, f := range frames {
-		p.play(layers.LinkTypeEthernet, f)
+		p.play(ethernet, f)
 	}
 	p.flush()
 	for _, m := range p.messages {
 		messages = append(messages, m.raw)
 	}
 	return messages, p.counted(t)
+}
+
+// checkEmpty tells what is still held behind the last frame.
+func (p *player) checkEmpty(t testing.TB) {
+	t.Helper()
+	if held := p.datagrams.size + p.flows.size; held != 0 {
+		t.Errorf("at the end %d bytes are held", held)
+	}
+	if kept := len(p.datagrams.entries) + len(p.flows.entries); kept != 0 {
+		t.Errorf("at the end %d datagrams or flows are kept", kept)
+	}
+}
+
+// linkNamed is a link type, as libpcap names it.
+func linkNamed(name string) linkType {
+	for _, link := range linkTypes {
+		if link.name == name {
+			return link
+		}
+	}
+	panic("no link type " + name)
 }

@@ -1,59 +1,34 @@
-// Sip-capture is a passive SIP sensor. It captures frames with libpcap, finds the SIP messages in them, selects with a BPF filter and a
-// SIP filter, wraps each selected message in a JSON envelope, and publishes it to one MQTT topic with QoS 1.
+// Sip-capture is a passive SIP sensor. It captures frames with libpcap, finds the SIP messages in
+// them, selects with a BPF filter and a SIP filter, wraps each selected message in a JSON envelope,
+// and publishes it to one MQTT topic with QoS 1.
 //
-//	frames → capture.go: SIP messages → filter.go: selected ones → envelope.go → publish.go: queue → broker
+//	capture.go   from libpcap to SIP messages: links, tunnels, fragments, streams
+//	filter.go    SIP_FILTER: which of them are published
+//	envelope.go  what a SIP message is, and its JSON
+//	publish.go   the queue, and its way to a broker
+//	main.go      the manual (below, which -help prints), configuration, wiring, counters
 //
-// It never alters a message, takes identifiable data out of one, writes to disk, sends SIP data anywhere but to the topic, lets traffic
-// or surroundings change the topic, or takes instructions over MQTT. Nothing is lost silently: what isn't published is counted, with the
-// reason.
-//
-//	sip-capture            capture, as the environment says
-//	sip-capture -check     validate the configuration without capturing or connecting
-//	sip-capture -version   print the version
-//	sip-capture -help      print this
-//
-// Environment:
-//
-//	INTERFACE          any                    device, or several separated by commas, or any
-//	PCAP_FILE                                 read this capture file (- is standard input) instead, publish everything, then exit
-//	BPF_FILTER         SIP on port 5060       pcap-filter(7) expression; the default also selects fragments and VLAN-tagged frames
-//	SIP_FILTER                                which messages are published, such as (all (method invite) initial); empty: all
-//	SNAPLEN            262144                 bytes captured of each frame, 68 to 262144
-//	PROMISCUOUS        true                   see frames for others, too (never on any)
-//	BUFFER_MB          32                     the kernel's capture buffer, 1 to 2047
-//	BROKER             tcp://localhost:1883   URL, or several separated by commas, tried in order: tcp mqtt ssl tls mqtts ws wss
-//	TOPIC                                     the one topic; required, without wildcards
-//	CLIENT_ID          sip-capture-HOST-RANDOM
-//	USERNAME, PASSWORD, PASSWORD_FILE         the file is read at every connect; its final newline isn't part of the password
-//	CA_FILE, CERT_FILE, KEY_FILE              PEM: the authority to trust instead of the system's, the client certificate and its key
-//	QUEUE_MB           64                     bytes of envelopes that wait or are unacknowledged; when full, the oldest waiting is dropped
-//	STATUS_TOPIC       off                    retained: online at connect, offline at a clean stop and as the last will
-//	METRICS_ADDR       off                    host:port that serves /metrics and /healthz
-//	INCLUDE_ADDRESSES  false                  adds transport, src and dst to the envelope
-//	STATS_INTERVAL     1m                     how often the counters are logged; 0: only at exit
-//	LOG_LEVEL          info                   debug, info, warn, error
-//
-// A variable that is set but empty counts as not set. Logs are JSON lines on standard output.
-//
-// Exit codes: 0 stopped by SIGINT or SIGTERM, or file read and all of it acknowledged; 1 failed while running; 2 the configuration is
-// wrong.
+// Each device, or the file, has a goroutine that owns its decoder; the broker's connection has one
+// that writes and one that reads; the log has one. They share the queue and the counters.
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	_ "embed"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
+	"reflect"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -62,25 +37,80 @@ import (
 	"syscall"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/google/gopacket/layers"
-	"github.com/google/gopacket/pcap"
 )
 
-//go:embed main.go
-var source string // -help prints the comment above
+const manual = `sip-capture is a passive SIP sensor. It captures frames with libpcap, finds the SIP
+messages in them, selects with a BPF filter and a SIP filter, wraps each selected message in a
+JSON envelope, and publishes it to one MQTT topic with QoS 1.
+
+  frames -> SIP messages -> selected ones -> envelopes -> queue -> broker
+
+It never alters a message, takes identifiable data out of one, writes to disk, sends SIP data
+anywhere but to the topic, lets traffic or surroundings change the topic, or takes instructions over
+MQTT. Nothing is lost silently: what isn't published is counted, with the reason.
+
+  sip-capture            capture, as the environment says
+  sip-capture -check     validate the configuration without capturing or connecting
+  sip-capture -health    ask /healthz at METRICS_ADDR: exit code 0 or 1
+  sip-capture -version   print the version
+  sip-capture -help      print this
+
+Environment (a variable that is set but empty counts as not set):
+
+  INTERFACE          any                   device, or several separated by commas, or any
+  PCAP_FILE                                read this capture file (- is standard input) instead of
+                                           a device, publish everything, then exit
+  BPF_FILTER         SIP on port 5060      pcap-filter(7) expression; the default also selects
+                                           fragments, and on Ethernet the same in VLAN tags
+  SIP_FILTER                               which messages are published, such as
+                                           (all (method invite) initial); empty: all
+  SNAPLEN            262144                bytes captured of each frame, 68 to 262144
+  PROMISCUOUS        true                  see frames for others, too (never on any)
+  BUFFER_MB          32                    the kernel's capture buffer, 1 to 2047: blocks of
+                                           256 KiB, each closed after 50 ms, so 32 bridge a stall
+                                           of 6 s, however few frames come
+  BROKER             tcp://localhost:1883  URL, or several separated by commas, tried in order:
+                                           tcp mqtt ssl tls mqtts ws wss
+  TOPIC              required              the one topic, without wildcards
+  CLIENT_ID          sip-capture-HOST-RANDOM
+  USERNAME, PASSWORD, PASSWORD_FILE        the file is read at every connect; its final newline
+                                           isn't part of the password
+  CA_FILE, CERT_FILE, KEY_FILE             PEM: the authority to trust instead of the system's,
+                                           the client certificate and its key
+  MAX_RATE           0                     most messages published a second; 0: no limit
+  ALPN                                     protocols that TLS offers, separated by commas; default
+                                           x-amzn-mqtt-ca with a client certificate at port 443 of
+                                           a host in amazonaws.com, else none
+  QUEUE_MB           64                    bytes of envelopes that wait or are unacknowledged; when
+                                           full, the oldest waiting is dropped
+  STATUS_TOPIC       off                   retained: online at connect, offline at a clean stop and
+                                           as the last will
+  METRICS_ADDR       off                   host:port that serves /metrics and /healthz
+  INCLUDE_ADDRESSES  false                 adds transport, src and dst to the envelope
+  STATS_INTERVAL     1m                    how often the counters are logged; 0: only at exit
+  LOG_LEVEL          info                  debug, info, warn, error
+
+Logs are JSON lines on standard output.
+
+Exit codes: 0 stopped by a signal, or file read and all of it acknowledged; 1 failed while running;
+2 the configuration or the arguments are wrong.
+`
 
 var version string // set by the linker; else what the module was installed as
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		if errors.As(err, &configError{}) {
-			os.Exit(2)
-		}
-		os.Exit(1)
+	err := run(os.Args[1:])
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, err)
+	if errors.As(err, &configError{}) {
+		os.Exit(2)
+	}
+	os.Exit(1)
 }
 
 // configError is what is wrong with the configuration or the arguments, a line for each problem.
@@ -88,268 +118,639 @@ type configError struct{ error }
 
 // run is the program. It returns nil where the exit code is 0.
 func run(args []string) error {
-	build, _ := debug.ReadBuildInfo()
-	version = cmp.Or(version, build.Main.Version)
-	mode := fmt.Sprintf("%q", args)
+	build, ok := debug.ReadBuildInfo()
+	if version == "" && ok {
+		version = build.Main.Version
+	}
+	mode := strings.Join(args, " ")
 	switch mode {
-	case `["-version"]`:
+	case "", "-check":
+	case "-health":
+		return health(os.Getenv("METRICS_ADDR"))
+	case "-version":
 		fmt.Println(version)
 		return nil
-	case `["-help"]`:
-		manual, _, _ := strings.Cut("\n"+source, "\npackage ")
-		fmt.Println(strings.NewReplacer("\n// ", "\n", "\n//", "\n").Replace(manual))
+	case "-help", "--help", "-h":
+		fmt.Print(manual)
 		return nil
-	case `["-check"]`, "[]":
 	default:
-		return configError{fmt.Errorf("arguments: %s; want none, or one of -check, -version, -help; all else is set in the environment", mode)}
+		return configError{fmt.Errorf("arguments: %q; want none, or one of "+
+			"-check, -health, -version, -help; all else is set in the environment", args)}
 	}
-	cfg, err := configure()
+	c, err := configure()
 	if err != nil {
 		return configError{err}
 	}
-	if mode == "[]" {
-		return sense(cfg)
+	if mode == "" {
+		err = sense(c)
+		if errors.Is(err, errUnusable) {
+			return configError{err}
+		}
+		return err
+	}
+	for _, setting := range c.settings() {
+		fmt.Printf("%s: %v\n", strings.ToUpper(setting.Key), setting.Value)
+	}
+	for _, warning := range c.warnings() {
+		fmt.Fprintln(os.Stderr, "warning:", warning)
 	}
 	fmt.Println("configuration ok")
 	return nil
 }
 
-// config is the environment: PcapFile is PCAP_FILE, and so on.
+// config is the environment.
 type config struct {
-	Interface, Broker                                                         []string
-	PcapFile, BPFFilter, SIPFilter, Topic, ClientID, StatusTopic, MetricsAddr string
-	Username, Password, PasswordFile, CAFile, CertFile, KeyFile               string
-	Snaplen, BufferMB, QueueMB                                                int
-	Promiscuous, IncludeAddresses                                             bool
-	StatsInterval                                                             time.Duration
-	LogLevel                                                                  slog.Level
+	Interfaces       []string      `env:"INTERFACE" envDefault:"any"`
+	PcapFile         string        `env:"PCAP_FILE"`
+	BPFFilter        string        `env:"BPF_FILTER"`
+	SIPFilter        string        `env:"SIP_FILTER"`
+	Snaplen          int           `env:"SNAPLEN" envDefault:"262144"`
+	Promiscuous      bool          `env:"PROMISCUOUS" envDefault:"true"`
+	BufferMB         int           `env:"BUFFER_MB" envDefault:"32"`
+	Brokers          []string      `env:"BROKER" envDefault:"tcp://localhost:1883"`
+	Topic            string        `env:"TOPIC"`
+	ClientID         string        `env:"CLIENT_ID"`
+	Username         string        `env:"USERNAME"`
+	Password         string        `env:"PASSWORD"`
+	PasswordFile     string        `env:"PASSWORD_FILE"`
+	CAFile           string        `env:"CA_FILE"`
+	CertFile         string        `env:"CERT_FILE"`
+	KeyFile          string        `env:"KEY_FILE"`
+	MaxRate          int           `env:"MAX_RATE"`
+	ALPN             []string      `env:"ALPN"`
+	QueueMB          int           `env:"QUEUE_MB" envDefault:"64"`
+	StatusTopic      string        `env:"STATUS_TOPIC"`
+	MetricsAddr      string        `env:"METRICS_ADDR"`
+	IncludeAddresses bool          `env:"INCLUDE_ADDRESSES"`
+	StatsInterval    time.Duration `env:"STATS_INTERVAL" envDefault:"1m"`
+	LogLevel         slog.Level    `env:"LOG_LEVEL" envDefault:"info"`
 
-	brokers []*url.URL
 	filter  func(*message) bool
+	brokers []*url.URL
+}
+
+// rule is what has to hold of a variable, and what its value should be where it doesn't.
+type rule struct {
+	variable string
+	holds    bool
+	want     string
 }
 
 // configure reads the environment. The error has every problem in it, a line each.
 func configure() (*config, error) {
 	host, _ := os.Hostname()
-	c := &config{Interface: []string{"any"}, Snaplen: 262144, BufferMB: 32, Promiscuous: true, Broker: []string{"tcp://localhost:1883"},
-		ClientID: "sip-capture-" + host + "-" + rand.Text()[:8], QueueMB: 64, StatsInterval: time.Minute}
-	problems, unparsed := []error{}, env.AggregateError{}
-	errors.As(env.ParseWithOptions(c, env.Options{UseFieldNameByDefault: true}), &unparsed)
-	check := func(ok bool, variable string, want ...any) {
-		value, name := os.Getenv(variable), strings.ReplaceAll(variable, "_", "")
-		failed := func(err error) bool { return strings.EqualFold(err.(env.ParseError).Name, name) }
-		isText := len(value) < 65536 && !strings.ContainsFunc(strings.ToValidUTF8(value, "\n"), unicode.IsControl)
-		if !ok || !isText || slices.ContainsFunc(unparsed.Errors, failed) {
-			if variable == "BROKER" {
-				value = value[strings.LastIndex(value, "@")+1:] // what is before may be credentials
-			}
-			problems = append(problems, fmt.Errorf("%s: %q; want %s", variable, value, fmt.Sprint(want...)))
+	c := &config{ClientID: "sip-capture-" + host + "-" + rand.Text()[:8]}
+	unparsed := unparsedVariables(env.Parse(c))
+	rules := slices.Concat(c.valueRules(), c.brokerRules(), c.fileRules(), c.captureRules())
+	var problems []error
+	for _, r := range rules {
+		if !r.holds || slices.Contains(unparsed, r.variable) {
+			value := shown(r.variable, os.Getenv(r.variable))
+			problems = append(problems, fmt.Errorf("%s: %s; want %s", r.variable, value, r.want))
 		}
 	}
-	check(c.Snaplen >= 68 && c.Snaplen <= 262144, "SNAPLEN", "a whole number from 68 to 262144")
-	check(true, "PROMISCUOUS", "true or false")
-	check(c.BufferMB >= 1 && c.BufferMB <= 2047, "BUFFER_MB", "a whole number from 1 to 2047")
-	check(c.Topic != "" && !strings.ContainsAny(c.Topic, "+#"), "TOPIC", "the topic to publish to, without the wildcards + and #")
-	check((c.Topic == "" || c.StatusTopic != c.Topic) && !strings.ContainsAny(c.StatusTopic, "+#"), "STATUS_TOPIC", "no wildcards, not TOPIC")
-	check(true, "CLIENT_ID", "at most 65535 bytes of text")
-	check(c.Username != "" || c.Password+c.PasswordFile == "", "USERNAME", "the user whose password it is, at most 65535 bytes of text")
-	check(c.QueueMB >= 1 && c.QueueMB <= 1<<20, "QUEUE_MB", "a whole number from 1 to 1048576")
-	address, err := net.ResolveTCPAddr("tcp", c.MetricsAddr)
-	check(c.MetricsAddr == "" || err == nil && address.Port > 0, "METRICS_ADDR", "host:port, such as 127.0.0.1:9060")
-	check(true, "INCLUDE_ADDRESSES", "true or false")
-	check(c.StatsInterval >= 0, "STATS_INTERVAL", "a duration from 0, such as 30s or 5m")
-	check(true, "LOG_LEVEL", "debug, info, warn or error")
-
-	// Without a port a broker's URL gets the usual one. Credentials in it would end up in logs: they are refused.
-	ports := map[string]string{"tcp": "1883", "mqtt": "1883", "ssl": "8883", "tls": "8883", "mqtts": "8883", "ws": "80", "wss": "443"}
-	good := !strings.Contains(fmt.Sprint(c.Broker), "@")
-	for _, text := range c.Broker {
-		broker, _ := url.Parse(strings.TrimSpace(text))
-		broker = cmp.Or(broker, &url.URL{})
-		port, _ := net.LookupPort("tcp", cmp.Or(broker.Port(), ports[broker.Scheme])) // 0 is no port
-		path := strings.Trim(broker.RequestURI()+broker.Fragment, "/")
-		good = good && port > 0 && ports[broker.Scheme] != "" && broker.Hostname() != "" && (path == "" || broker.Scheme[0] == 'w')
-		broker.Host = net.JoinHostPort(broker.Hostname(), fmt.Sprint(port))
-		c.brokers = append(c.brokers, broker)
-	}
-	check(good, "BROKER", "URLs such as tcp://broker.example:1883, with tcp, mqtt, ssl, tls, mqtts, ws or wss; a user goes into USERNAME")
-
-	password, err := c.password()
-	good = err == nil && len(password) < 65536 && (c.PasswordFile == "" || password != "" && c.Password == "")
-	err = cmp.Or(err, errors.New("it is empty, too long, or both are set"))
-	check(good, "PASSWORD_FILE", "a file with a password of 1 to 65535 bytes, and no PASSWORD: ", err)
-	_, err = (&config{CAFile: c.CAFile}).tlsConfig(&url.URL{})
-	check(err == nil, "CA_FILE", "certificates in PEM form: ", err)
-	_, err = (&config{CertFile: c.CertFile, KeyFile: c.KeyFile}).tlsConfig(&url.URL{})
-	check(err == nil, "CERT_FILE", "a certificate in PEM form, and its key in KEY_FILE: ", err)
-	check(err == nil, "KEY_FILE", "the key of the certificate in CERT_FILE, in PEM form: ", err)
-
-	// The BPF filter has to fit the link type of what is captured. Most devices are Ethernet; the start knows better.
-	link := layers.LinkTypeEthernet
-	info, err := os.Stat(c.PcapFile)
-	switch {
-	case c.PcapFile == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0: // it can be read only once
-	case c.PcapFile != "":
-		handle, err := pcap.OpenOffline(c.PcapFile)
-		check(err == nil, "PCAP_FILE", "a pcap or pcapng file that can be read: ", err)
-		if err == nil {
-			defer handle.Close()
-			link = handle.LinkType()
-		}
-		check(links[link] != linkHeader{}, "PCAP_FILE", "a file of Ethernet, Linux cooked, raw IP or loopback, not ", link)
-	case fmt.Sprint(c.Interface) == "[any]":
-		link = layers.LinkTypeLinuxSLL
-	default:
-		var there []string
-		devices, _ := net.Interfaces()
-		for _, device := range devices {
-			there = append(there, device.Name)
-		}
-		good = true
-		for i, device := range c.Interface {
-			c.Interface[i] = strings.TrimSpace(device)
-			good = good && slices.Contains(there, c.Interface[i]) && !slices.Contains(c.Interface[:i], c.Interface[i])
-		}
-		check(good, "INTERFACE", "any, or each once of ", strings.Join(there, ", "))
-	}
-	// For sll2 it can't be compiled without a file: libpcap's number has more bits than gopacket's.
-	if _, err := pcap.CompileBPFFilter(link, 65535, cmp.Or(c.BPFFilter, defaultBPF(link))); err != nil && link != sll2 {
-		check(false, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
-	}
-	c.filter, err = compileFilter(c.SIPFilter)
+	filter, err := compileFilter(c.SIPFilter)
+	c.filter = filter
 	return c, errors.Join(append(problems, err)...)
 }
 
-// password reads PASSWORD_FILE anew each time: a secret may be rotated.
-func (c *config) password() (string, error) {
-	if c.PasswordFile == "" {
-		return c.Password, nil
+// unparsedVariables names those whose value is none of their type: env names the field.
+func unparsedVariables(err error) (names []string) {
+	var all env.AggregateError
+	errors.As(err, &all)
+	for _, err := range all.Errors {
+		var unparsed env.ParseError
+		errors.As(err, &unparsed)
+		field, _ := reflect.TypeFor[config]().FieldByName(unparsed.Name)
+		names = append(names, field.Tag.Get("env"))
 	}
-	text, err := os.ReadFile(c.PasswordFile)
-	return strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r"), err
+	return names
 }
 
-// tlsConfig reads the PEM files anew each time: certificates are renewed. Brokers are always verified. AWS IoT speaks MQTT with client
-// certificates on port 443 when ALPN asks for it.
-func (c *config) tlsConfig(broker *url.URL) (config *tls.Config, err error) {
-	config = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: broker.Hostname()}
-	if c.CAFile != "" {
-		text, err := os.ReadFile(c.CAFile)
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(text) {
-			return nil, cmp.Or(err, errors.New("no certificates in "+c.CAFile))
+// shown is a value in quotes. Of a BROKER it leaves out what could be a password, with or without
+// its @: all up to an @, and all behind a colon that no port follows.
+func shown(variable, value string) string {
+	if variable == "PASSWORD" {
+		return "what it is"
+	}
+	if variable == "BROKER" {
+		value = value[strings.LastIndex(value, "@")+1:]
+		value = noPort.ReplaceAllString(value, ":…")
+	}
+	return fmt.Sprintf("%q", value)
+}
+
+var noPort = regexp.MustCompile(`:([^/0-9]|/[^/]|[0-9]+[^0-9,]).*`)
+
+const (
+	maxSnaplen  = 262144  // bytes, the most that libpcap takes
+	maxBufferMB = 2047    // libpcap counts bytes in 31 bits
+	maxQueueMB  = 1 << 20 // 1 TiB
+	maxRate     = 1_000_000
+	maxText     = 65535 // bytes of a string in MQTT (3.1.1 §1.5.3)
+)
+
+// valueRules are those that a look at the value decides.
+func (c *config) valueRules() []rule {
+	address, err := net.ResolveTCPAddr("tcp", c.MetricsAddr)
+	listens := err == nil && address.Port > 0
+	const topic = "a topic without the wildcards + and #, at most 65535 bytes of text"
+	return []rule{
+		{"SNAPLEN", c.Snaplen >= 68 && c.Snaplen <= maxSnaplen, "a whole number from 68 to 262144"},
+		{"PROMISCUOUS", true, "true or false"},
+		{"BUFFER_MB", c.BufferMB >= 1 && c.BufferMB <= maxBufferMB,
+			"a whole number from 1 to 2047"},
+		{"TOPIC", c.Topic != "" && isTopic(c.Topic),
+			topic + " (sip-capture -help lists all settings)"},
+		{"STATUS_TOPIC", isTopic(c.StatusTopic), topic},
+		{"STATUS_TOPIC", c.StatusTopic == "" || c.StatusTopic != c.Topic,
+			"another topic than TOPIC, whose readers expect envelopes"},
+		{"CLIENT_ID", isText(c.ClientID), "at most 65535 bytes of text"},
+		{"USERNAME", isText(c.Username), "at most 65535 bytes of text"},
+		{"USERNAME", c.Username != "" || c.Password+c.PasswordFile == "",
+			"the user whose password it is"},
+		{"PASSWORD", len(c.Password) <= maxText, "at most 65535 bytes"},
+		{"MAX_RATE", c.MaxRate >= 0 && c.MaxRate <= maxRate,
+			"messages a second, a whole number from 0 to 1000000"},
+		{"ALPN", areProtocols(c.ALPN),
+			"names of protocols, such as mqtt or x-amzn-mqtt-ca, separated by commas"},
+		{"QUEUE_MB", c.QueueMB >= 1 && c.QueueMB <= maxQueueMB, "a whole number from 1 to 1048576"},
+		{"METRICS_ADDR", c.MetricsAddr == "" || listens, "host:port, such as 127.0.0.1:9464"},
+		{"INCLUDE_ADDRESSES", true, "true or false"},
+		{"STATS_INTERVAL", c.StatsInterval >= 0, "a duration from 0, such as 30s or 5m"},
+		{"LOG_LEVEL", true, "debug, info, warn or error"},
+	}
+}
+
+func isText(s string) bool {
+	return len(s) <= maxText && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+func isTopic(s string) bool { return isText(s) && !strings.ContainsAny(s, "+#") }
+
+// areProtocols reports whether TLS can offer these names (RFC 7301 §3.1).
+func areProtocols(names []string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool {
+		return name == "" || len(name) > 255 || strings.TrimSpace(name) != name
+	})
+}
+
+// brokerRules also takes the brokers' URLs in.
+func (c *config) brokerRules() (rules []rule) {
+	for _, text := range c.Brokers {
+		broker, err := parseBroker(text)
+		if err != nil {
+			return []rule{{"BROKER", false, err.Error()}}
+		}
+		c.brokers = append(c.brokers, broker)
+	}
+	return nil
+}
+
+// fileRules are those of secrets and certificates. The files are read again at each connect.
+func (c *config) fileRules() []rule {
+	d := c.delivery()
+	_, passwordErr := d.readPassword()
+	_, caErr := (&delivery{caFile: c.CAFile}).tlsConfig(&url.URL{})
+	_, pairErr := (&delivery{certFile: c.CertFile, keyFile: c.KeyFile}).tlsConfig(&url.URL{})
+	return []rule{
+		{"PASSWORD_FILE", passwordErr == nil,
+			fmt.Sprint("a file with a password of 1 to 65535 bytes: ", passwordErr)},
+		{"PASSWORD_FILE", c.Password == "" || c.PasswordFile == "",
+			"only one of PASSWORD and PASSWORD_FILE"},
+		{"CA_FILE", caErr == nil,
+			fmt.Sprint("certificates in PEM form: ", caErr)},
+		{"CERT_FILE", pairErr == nil,
+			fmt.Sprint("a certificate in PEM form, and its key in KEY_FILE: ", pairErr)},
+		{"KEY_FILE", pairErr == nil,
+			fmt.Sprint("the key of the certificate in CERT_FILE, in PEM form: ", pairErr)},
+	}
+}
+
+// captureRules are those of what is captured. Most devices are Ethernet, and what -check can't know
+// of one is checked when it is opened.
+func (c *config) captureRules() (rules []rule) {
+	if c.PcapFile == "" {
+		rules = append(rules, c.deviceRules()...)
+	}
+	for _, from := range c.sources() {
+		err := from.check()
+		switch {
+		case err == nil:
+		case errors.Is(err, errBPF):
+			want := "a pcap-filter(7) expression: " + err.Error()
+			return append(rules, rule{"BPF_FILTER", false, want})
+		case from.isFile:
+			rules = append(rules, rule{"PCAP_FILE", false, "a pcap or pcapng file: " + err.Error()})
 		}
 	}
-	if c.CertFile+c.KeyFile != "" {
-		config.Certificates = make([]tls.Certificate, 1)
-		config.Certificates[0], err = tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if broker.Port() == "443" && broker.Scheme != "wss" {
-			config.NextProtos = []string{"x-amzn-mqtt-ca"}
+	return rules
+}
+
+// deviceRules also trims the names of the devices.
+func (c *config) deviceRules() []rule {
+	there := []string{"any"}
+	devices, _ := net.Interfaces()
+	for _, device := range devices {
+		there = append(there, device.Name)
+	}
+	known := true
+	twice := false
+	for i, device := range c.Interfaces {
+		device = strings.TrimSpace(device)
+		known = known && slices.Contains(there, device)
+		twice = twice || slices.Contains(c.Interfaces[:i], device)
+		c.Interfaces[i] = device
+	}
+	alone := len(c.Interfaces) == 1 || !slices.Contains(c.Interfaces, "any")
+	return []rule{
+		{"INTERFACE", known, "names of devices: " + strings.Join(there, ", ")},
+		{"INTERFACE", !twice, "each device once"},
+		{"INTERFACE", alone, "any by itself, as it is all devices, or names of devices"},
+	}
+}
+
+// sources are the devices, or the file, with what is the same for all.
+func (c *config) sources() (all []*source) {
+	names := c.Interfaces
+	if c.PcapFile != "" {
+		names = []string{c.PcapFile}
+	}
+	for _, name := range names {
+		all = append(all, &source{
+			name:        name,
+			isFile:      c.PcapFile != "",
+			bpf:         c.BPFFilter,
+			snaplen:     c.Snaplen,
+			bufferBytes: c.BufferMB << 20,
+			promiscuous: c.Promiscuous,
+		})
+	}
+	return all
+}
+
+// delivery is what the publisher has to know.
+func (c *config) delivery() *delivery {
+	return &delivery{
+		brokers:      c.brokers,
+		topic:        c.Topic,
+		statusTopic:  c.StatusTopic,
+		clientID:     c.ClientID,
+		username:     c.Username,
+		password:     c.Password,
+		passwordFile: c.PasswordFile,
+		caFile:       c.CAFile,
+		certFile:     c.CertFile,
+		keyFile:      c.KeyFile,
+		alpn:         c.ALPN,
+		maxRate:      c.MaxRate,
+		queueBytes:   c.QueueMB << 20,
+	}
+}
+
+// settings are those in effect, without secrets.
+func (c *config) settings() []slog.Attr {
+	brokers := strings.Join(c.Brokers, ",") // without credentials: parseBroker refuses them
+	return []slog.Attr{
+		slog.String("version", version),
+		slog.String("interface", strings.Join(c.Interfaces, ",")),
+		slog.String("pcap_file", c.PcapFile),
+		slog.String("bpf_filter", cmp.Or(c.BPFFilter, defaultFilter)),
+		slog.String("sip_filter", c.SIPFilter),
+		slog.Int("snaplen", c.Snaplen),
+		slog.Bool("promiscuous", c.Promiscuous),
+		slog.Int("buffer_mb", c.BufferMB),
+		slog.String("broker", brokers),
+		slog.String("topic", c.Topic),
+		slog.String("status_topic", c.StatusTopic),
+		slog.String("client_id", c.ClientID),
+		slog.Int("max_rate", c.MaxRate),
+		slog.Int("queue_mb", c.QueueMB),
+		slog.String("metrics_addr", c.MetricsAddr),
+		slog.Bool("include_addresses", c.IncludeAddresses),
+	}
+}
+
+// warnings are of what looks wrong, but needn't be: a variable that is nearly one of ours, and a
+// device that this user may not open.
+func (c *config) warnings() (all []string) {
+	for _, setting := range os.Environ() {
+		name, _, _ := strings.Cut(setting, "=")
+		for _, ours := range settingNames() {
+			begin := ours[:4]
+			longer := len(name) - len(ours)
+			isNear := strings.HasPrefix(name, begin) && longer >= -1 && longer <= 1
+			if isNear && !slices.Contains(settingNames(), name) {
+				warning := fmt.Sprintf("%s is set, but isn't read; is %s meant?", name, ours)
+				all = append(all, warning)
+			}
 		}
 	}
-	return config, err
+	// A socket of protocol 0 gets no frames.
+	socket, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_RAW, 0)
+	if err == nil {
+		syscall.Close(socket)
+	} else if c.PcapFile == "" {
+		all = append(all, "this user may not capture from a device (NET_RAW): "+err.Error())
+	}
+	return all
+}
+
+// settingNames are the names of the variables that config has.
+func settingNames() (names []string) {
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[config]()) {
+		if name := field.Tag.Get("env"); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // sensor is the running program.
 type sensor struct {
-	counters
 	*config
+	captureCounters
+	rejected  [transports]atomic.Uint64 // by SIP_FILTER
 	publisher *publisher
 }
 
-// counters are shared by all captures.
-type counters struct {
-	packets, packetsDropped, packetsInvalid, truncated, fragment, streamGap, badLength, oversize atomic.Uint64
-	rejected                                                                                     [transports]atomic.Uint64
-	down, reopened                                                                               atomic.Int64 // devices, how often
-	stopped                                                                                      atomic.Bool
-}
+const (
+	captureWait = time.Second     // for captures to end after a signal: a pipe may never be done
+	drainWait   = 8 * time.Second // for the queue to drain after a signal
+)
 
-// sense captures until a signal comes or the file ends, then drains the queue: after a signal for at most 8 s, or until the next one.
-func sense(cfg *config) error {
+// sense captures until a signal comes or the file ends, then drains the queue: after a signal for
+// at most 8 s, or until the next one.
+func sense(c *config) error {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: cfg.LogLevel})))
-	s := &sensor{config: cfg, publisher: newPublisher(cfg, slog.Default())}
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE) // a reader of the log that has gone is no reason to end
+	lines := newLogWriter(os.Stdout)
+	defer lines.flush()
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	slog.SetDefault(slog.New(slog.NewJSONHandler(lines, options)))
+
+	s := &sensor{config: c, publisher: newPublisher(c.delivery(), slog.Default())}
+	capturing, stopCapturing := context.WithCancel(context.Background())
+	defer stopCapturing()
+	captured, drain := context.WithCancelCause(context.Background())
+	defer drain(nil)
+	delivering, stopDelivering := context.WithCancel(context.Background())
+	defer stopDelivering()
 	if err := s.serve(); err != nil {
 		return err
 	}
-	var captures sync.WaitGroup
-	captured, drain := context.WithCancelCause(context.Background())
-	defer drain(nil)
-	if cfg.PcapFile != "" {
-		cfg.Interface = nil
-		captures.Go(func() {
-			handle, err := cfg.open(cfg.PcapFile) // not before: a pipe may have nothing to read yet
-			if err == nil {
-				err = s.capture(cfg.PcapFile, handle)
-			}
-			drain(err)
-		})
-	}
-	for _, device := range cfg.Interface {
-		handle, err := cfg.open(device)
-		if err != nil {
-			return err
-		}
-		captures.Go(func() { s.capture(device, handle) })
+	if err := s.capture(capturing, drain); err != nil {
+		return err
 	}
 	go func() {
-		captures.Wait()
-		drain(nil)
-	}()
-	delivering, stop := context.WithCancel(context.Background())
-	go func() {
-		slog.Info("stopping", "signal", (<-signals).String())
-		time.AfterFunc(200*time.Millisecond, func() { s.stopped.Store(true) }) // what the kernel has buffered still comes
-		time.AfterFunc(time.Second, func() { drain(nil) })                     // a pipe, or a device that is away, may never be done
-		time.AfterFunc(8*time.Second, stop)
+		first := <-signals
+		stopCapturing()
+		time.AfterFunc(captureWait, func() { drain(nil) })
+		time.AfterFunc(drainWait, stopDelivering)
+		slog.Info("stopping", "signal", first.String())
 		<-signals
-		stop()
+		stopDelivering()
 	}()
-	go func() {
-		for range time.Tick(cmp.Or(cfg.StatsInterval, 1<<62)) {
-			slog.Info("stats", s.statistics()...)
-		}
-	}()
+	s.report()
 	s.publisher.run(delivering, captured.Done())
-	slog.Info("stats", s.statistics()...)
-	if err := context.Cause(captured); err != context.Canceled {
+	if c.PcapFile != "" {
+		s.warnWithoutFrames()
+	}
+	slog.Info("stats", attributes(s.metrics())...)
+	if err := context.Cause(captured); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
 }
 
-// statistics are all counters and gauges at one moment. In every such moment
+// capture starts a goroutine for each device, or for the file; drain is called when all are done. A
+// device that can't be opened now is an error; a file is opened when it is read, as the writer of a
+// pipe may come later.
+func (s *sensor) capture(ctx context.Context, drain func(error)) error {
+	var captures sync.WaitGroup
+	for _, from := range s.sources() {
+		d := newDecoder(&s.captureCounters, s.take)
+		if from.isFile {
+			captures.Go(func() {
+				handle, err := from.open()
+				if err == nil {
+					err = from.capture(ctx, handle, d)
+				}
+				drain(err)
+			})
+			continue
+		}
+		handle, err := from.open()
+		if err != nil {
+			return err
+		}
+		captures.Go(func() { from.capture(ctx, handle, d) })
+	}
+	go func() {
+		captures.Wait()
+		drain(nil)
+	}()
+	return nil
+}
+
+// take hands a message that the filter selects to the publisher. With a capture file nothing may be
+// dropped: reading waits for the broker.
+func (s *sensor) take(m *message) {
+	if !s.filter(m) {
+		s.rejected[m.transport].Add(1)
+		return
+	}
+	if s.PcapFile != "" {
+		s.publisher.awaitRoom()
+	}
+	b := appendEnvelope(s.publisher.buffer(), m, version, s.IncludeAddresses)
+	s.publisher.put(m.transport, b)
+}
+
+// report logs what the sensor does, then the counters each STATS_INTERVAL, and once if a minute has
+// passed without a frame.
+func (s *sensor) report() {
+	slog.LogAttrs(context.Background(), slog.LevelInfo, "capturing", s.settings()...)
+	for _, warning := range s.warnings() {
+		slog.Warn(warning)
+	}
+	time.AfterFunc(firstMinute, s.warnWithoutFrames)
+	if s.StatsInterval == 0 {
+		return
+	}
+	go func() {
+		for range time.Tick(s.StatsInterval) {
+			slog.Info("stats", attributes(s.metrics())...)
+		}
+	}()
+}
+
+var firstMinute = time.Minute // after which silence is worth a line
+
+// warnWithoutFrames says where to look when nothing came.
+func (s *sensor) warnWithoutFrames() {
+	if s.packets.Load() == 0 {
+		slog.Warn("no frame has passed BPF_FILTER so far: is SIP on another port?",
+			"bpf_filter", cmp.Or(s.BPFFilter, defaultFilter))
+	}
+}
+
+const defaultFilter = "SIP on port 5060, with fragments and VLAN tags (the default)"
+
+// logWriter stands between slog and standard output, whose reader may stall or go: the log must
+// never hold up anything.
+type logWriter struct {
+	out     io.Writer
+	lines   chan []byte  // that wait for the reader
+	pending atomic.Int64 // lines that wait or are being written
+	lost    atomic.Int64 // lines for which there was no room
+}
+
+func newLogWriter(out io.Writer) *logWriter {
+	l := &logWriter{out: out, lines: make(chan []byte, 1000)}
+	go l.run()
+	return l
+}
+
+// Write takes a line over. It never blocks, and never fails.
+func (l *logWriter) Write(line []byte) (int, error) {
+	l.pending.Add(1)
+	select {
+	case l.lines <- bytes.Clone(line):
+	default:
+		l.pending.Add(-1)
+		l.lost.Add(1)
+	}
+	return len(line), nil
+}
+
+// run writes for as long as the program lives. When the reader is back it learns what it missed.
+func (l *logWriter) run() {
+	direct := slog.New(slog.NewJSONHandler(l.out, nil))
+	for line := range l.lines {
+		l.out.Write(line)
+		if lost := l.lost.Swap(0); lost > 0 {
+			direct.Warn("lines of this log are lost: its reader stalled", "lines", lost)
+		}
+		l.pending.Add(-1)
+	}
+}
+
+// flush waits for the last lines to be written, at most a second.
+func (l *logWriter) flush() {
+	for end := time.Now().Add(time.Second); l.pending.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// metric is a counter or gauge, as the log and /metrics show it.
+type metric struct {
+	name   string      // in Prometheus with sip_capture_ before it, and _total behind a counter's
+	kind   string      // counter, gauge
+	help   string      // what it is, and what is healthy
+	label  string      // in Prometheus, what the keys of the values are
+	values []slog.Attr // one without a key, or one for each value of the label
+}
+
+// metrics are all counters and gauges at one moment. In every such moment
 // messages = messages_rejected + messages_published + messages_dropped + queue_messages.
-func (s *sensor) statistics() []any {
-	queue, rejected, messages := s.publisher.stats(), uint64(0), []any{}
+func (s *sensor) metrics() []metric {
+	queue := s.publisher.stats()
+	var rejected uint64
+	var messages []slog.Attr
 	for t, name := range transportNames {
 		n := s.rejected[t].Load()
 		rejected += n
-		messages = append(messages, name, n+queue.accepted[t])
+		messages = append(messages, slog.Uint64(name, n+queue.accepted[t]))
 	}
-	return []any{
-		"packets", s.packets.Load(), "packets_dropped", s.packetsDropped.Load(), "packets_invalid", s.packetsInvalid.Load(),
-		slog.Group("messages", messages...), slog.Group("messages_discarded", "truncated", s.truncated.Load(), "fragment", s.fragment.Load(),
-			"stream_gap", s.streamGap.Load(), "bad_length", s.badLength.Load(), "oversize", s.oversize.Load()),
-		"messages_rejected", rejected, "messages_published", queue.published, "messages_dropped", queue.dropped,
-		"queue_messages", queue.messages, "queue_bytes", queue.bytes, "connected", queue.connected,
+	discarded := []slog.Attr{
+		slog.Uint64("truncated", s.truncated.Load()),
+		slog.Uint64("fragment", s.fragment.Load()),
+		slog.Uint64("stream_gap", s.streamGap.Load()),
+		slog.Uint64("bad_length", s.badLength.Load()),
+		slog.Uint64("oversize", s.oversize.Load()),
+	}
+	one := func(value any) []slog.Attr { return []slog.Attr{slog.Any("", value)} }
+	return []metric{
+		{"packets", "counter",
+			"Frames that passed the BPF filter.",
+			"", one(s.packets.Load())},
+		{"packets_dropped", "counter",
+			"Frames that the kernel dropped; healthy is 0, else raise BUFFER_MB.",
+			"", one(s.packetsDropped.Load())},
+		{"packets_invalid", "counter",
+			"Frames that contradict themselves; healthy is close to 0.",
+			"", one(s.packetsInvalid.Load())},
+		{"messages", "counter",
+			"SIP messages found.",
+			"transport", messages},
+		{"messages_discarded", "counter",
+			"SIP messages, or likely ones, that were not there whole; healthy is close to 0.",
+			"reason", discarded},
+		{"messages_rejected", "counter",
+			"SIP messages that SIP_FILTER did not select.",
+			"", one(rejected)},
+		{"messages_published", "counter",
+			"SIP messages that a broker acknowledged.",
+			"", one(queue.published)},
+		{"messages_dropped", "counter",
+			"SIP messages dropped: queue full, refused by the broker, or the end; healthy is 0.",
+			"", one(queue.dropped)},
+		{"queue_messages", "gauge",
+			"SIP messages that wait or are unacknowledged; healthy is below 100 most of the time.",
+			"", one(queue.messages)},
+		{"queue_bytes", "gauge",
+			"Bytes of their envelopes, at most QUEUE_MB.",
+			"", one(queue.bytes)},
+		{"connected", "gauge",
+			"Whether a broker has accepted the sensor; healthy is 1.",
+			"", one(queue.connected)},
 	}
 }
 
-// help says in /metrics what each counter is, and what is healthy.
-var help = map[string]string{
-	"packets": "Frames that passed the BPF filter.", "packets_dropped": "Frames that the kernel dropped; healthy is 0, else raise BUFFER_MB.",
-	"packets_invalid": "Frames that contradict themselves; healthy is close to 0.", "messages": "SIP messages found.",
-	"messages_discarded": "SIP messages, or what may have been some, that could not be taken whole; healthy is close to 0.",
-	"messages_rejected":  "SIP messages that SIP_FILTER did not select.", "messages_published": "SIP messages that a broker acknowledged.",
-	"messages_dropped": "SIP messages dropped from a full queue, or at the end; healthy is 0, else look at the broker.",
-	"queue_messages":   "SIP messages that wait or are unacknowledged; healthy is below 100 most of the time.",
-	"queue_bytes":      "Bytes of their envelopes, at most QUEUE_MB.", "connected": "Whether a broker has accepted the sensor; healthy is 1.",
+// attributes are the metrics as the log has them.
+func attributes(all []metric) (stats []any) {
+	for _, m := range all {
+		value := m.values[0].Value
+		if m.label != "" {
+			value = slog.GroupValue(m.values...)
+		}
+		stats = append(stats, slog.Attr{Key: m.name, Value: value})
+	}
+	return stats
 }
 
-// serve answers /metrics and /healthz, if METRICS_ADDR is set.
+// writeMetrics writes the Prometheus text format 0.0.4.
+func writeMetrics(w io.Writer, all []metric) {
+	numbers := strings.NewReplacer("true", "1", "false", "0") // Prometheus has no others
+	info := metric{"info", "gauge", "The version of the sensor; always 1.", "version", nil}
+	info.values = []slog.Attr{slog.Int(version, 1)}
+	for _, m := range append(all, info) {
+		name := "sip_capture_" + m.name
+		if m.kind == "counter" {
+			name += "_total"
+		}
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, m.help, name, m.kind)
+		for _, v := range m.values {
+			labels := ""
+			if m.label != "" {
+				labels = fmt.Sprintf("{%s=%q}", m.label, v.Key)
+			}
+			fmt.Fprintf(w, "%s%s %s\n", name, labels, numbers.Replace(v.Value.String()))
+		}
+	}
+}
+
+// What the endpoint may cost, whoever calls: some 30 KB for each connection.
+const (
+	httpTimeout     = 5 * time.Second // for a request, for its answer, and between two
+	httpHeaderBytes = 4096
+	httpConnections = 64
+)
+
+// serve answers /metrics and /healthz, if METRICS_ADDR is set. What comes while 64 connections are
+// open is closed.
 func (s *sensor) serve() error {
 	if s.MetricsAddr == "" {
 		return nil
@@ -358,144 +759,58 @@ func (s *sensor) serve() error {
 	if err != nil {
 		return fmt.Errorf("METRICS_ADDR: %w", err)
 	}
-	http.HandleFunc("GET /metrics", s.metrics)
-	http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		down := s.down.Load()
-		w.WriteHeader(map[bool]int{true: http.StatusOK, false: http.StatusServiceUnavailable}[down == 0])
-		fmt.Fprintf(w, "down %d\nreopened %d\nconnected %v\n", down, s.reopened.Load(), s.publisher.stats().connected)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		writeMetrics(w, s.metrics())
 	})
-	go (&http.Server{ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}).Serve(listener)
-	return nil
-}
-
-// metrics writes the Prometheus text format 0.0.4.
-func (s *sensor) metrics(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-	labels := map[string]string{"messages": "transport", "messages_discarded": "reason"}
-	numbers := strings.NewReplacer("true", "1", "false", "0")
-	for _, a := range slog.Group("", s.statistics()...).Value.Group() {
-		name, kind, format, samples := "sip_capture_"+a.Key+"_total", "counter", "%[1]s %[4]s\n", []slog.Attr{a}
-		switch a.Value.Kind() {
-		case slog.KindGroup:
-			format, samples = "%s{%s=%q} %s\n", a.Value.Group()
-		case slog.KindInt64, slog.KindBool:
-			name, kind = "sip_capture_"+a.Key, "gauge"
-		}
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help[a.Key], kind)
-		for _, sample := range samples {
-			fmt.Fprintf(w, format, name, labels[a.Key], sample.Key, numbers.Replace(sample.Value.String()))
-		}
-	}
-}
-
-// capture reads a device or file to its end. A device that fails is opened again, for as long as it takes, every 1 s to 30 s. The
-// goroutine that calls it alone owns the decoder: there are no locks.
-func (s *sensor) capture(source string, handle *pcap.Handle) error {
-	d := newDecoder(&s.counters, func(m *message) {
-		if s.filter(m) {
-			s.publisher.put(m.transport, appendEnvelope(nil, m, version, s.IncludeAddresses))
-		} else {
-			s.rejected[m.transport].Add(1)
-		}
-	})
-	defer d.flush()
-	for {
-		err := s.read(source, handle, d)
-		if err == nil || s.PcapFile != "" {
-			return err
-		}
-		s.down.Add(1)
-		for delay := time.Second; err != nil; delay = min(2*delay, 30*time.Second) {
-			slog.Error("capture failed, trying again", "error", err, "in", delay.String())
-			time.Sleep(delay)
-			handle, err = s.open(source)
-		}
-		s.down.Add(-1)
-		s.reopened.Add(1)
-		slog.Info("capturing again", "device", source)
-	}
-}
-
-// read hands every frame to the decoder, until the sensor stops, the file ends (nil), or there is an error.
-func (s *sensor) read(source string, handle *pcap.Handle, d *decoder) error {
-	defer handle.Close()
-	link, dropped := handle.LinkType(), uint32(0)
-	for frames := 0; !s.stopped.Load(); frames++ {
-		data, info, err := handle.ZeroCopyReadPacketData()
-		if s.PcapFile == "" && (err != nil || frames%64 == 0) {
-			if stats, err := handle.Stats(); err == nil {
-				s.packetsDropped.Add(uint64(uint32(stats.PacketsDropped) - dropped)) // of 32 bits: it wraps
-				dropped = uint32(stats.PacketsDropped)
+	mux.HandleFunc("GET /healthz", s.healthz)
+	var open atomic.Int64
+	server := &http.Server{
+		Handler:        mux,
+		ReadTimeout:    httpTimeout,
+		WriteTimeout:   httpTimeout,
+		MaxHeaderBytes: httpHeaderBytes,
+		ErrorLog:       log.New(io.Discard, "", 0), // strangers must not fill the log
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				if open.Add(1) > httpConnections {
+					conn.Close()
+				}
+			case http.StateClosed:
+				open.Add(-1)
 			}
-		}
-		switch err {
-		case nil:
-			d.frame(link, data, info)
-		case pcap.NextErrorTimeoutExpired:
-			d.expire(time.Now()) // also on a quiet device
-		case pcap.NextErrorReadError:
-			return fmt.Errorf("reading %s: %w", source, handle.Error())
-		default: // the end of the file
-			return nil
-		}
+		},
 	}
+	go server.Serve(listener)
 	return nil
 }
 
-// open opens a capture file or a device. A BPF filter that is refused must never mean an unfiltered capture.
-func (c *config) open(source string) (*pcap.Handle, error) {
-	handle, err := c.activate(source)
-	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", source, err)
+// healthz answers 200 while all devices can be read, 503 while one is away. The broker doesn't
+// count: to start the sensor again for its sake would lose the queue.
+func (s *sensor) healthz(w http.ResponseWriter, _ *http.Request) {
+	down := s.down.Load()
+	if down > 0 {
+		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	link := handle.LinkType()
-	err = handle.SetBPFFilter(cmp.Or(c.BPFFilter, defaultBPF(link)))
-	if err != nil || links[link] == (linkHeader{}) {
-		handle.Close()
-		return nil, configError{fmt.Errorf("BPF_FILTER: on %s, link type %s: %w", source, link, cmp.Or(err, errors.New("not one that is read")))}
-	}
-	return handle, nil
+	connected := s.publisher.stats().connected
+	fmt.Fprintf(w, "down %d\nreopened %d\nconnected %v\n", down, s.reopened.Load(), connected)
 }
 
-// activate makes a handle of libpcap. The setters can fail on an active one only. There is no immediate mode: that would size each slot of
-// the kernel's buffer by the snap length. Half the timeout is the latency. libpcap can't be promiscuous on any.
-func (c *config) activate(source string) (*pcap.Handle, error) {
-	if c.PcapFile != "" {
-		return pcap.OpenOffline(source)
+// health is the client of /healthz, for images without a shell.
+func health(address string) error {
+	if address == "" {
+		return configError{errors.New("METRICS_ADDR: not set; -health asks /healthz there")}
 	}
-	inactive, err := pcap.NewInactiveHandle(source)
+	client := http.Client{Timeout: httpTimeout, Transport: &http.Transport{}} // that uses no proxy
+	answer, err := client.Get("http://" + address + "/healthz")
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("asking for health: %w", err)
 	}
-	defer inactive.CleanUp()
-	inactive.SetSnapLen(c.Snaplen)
-	inactive.SetPromisc(c.Promiscuous && source != "any")
-	inactive.SetTimeout(50 * time.Millisecond)
-	inactive.SetBufferSize(c.BufferMB << 20)
-	handle, err := inactive.Activate()
-	if err != nil {
-		err = fmt.Errorf("%w (capturing needs the capability NET_RAW)", err)
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking for health: %s", answer.Status)
 	}
-	return handle, err
-}
-
-// defaultBPF selects port 5060 over UDP, TCP and SCTP, the fragments that may belong to it (only the first one has the port), IPv6
-// behind extension headers, and all this inside one or two VLAN tags. libpcap's own 'vlan' fails on cooked links: here its place takes
-// the same filter over the bytes behind a tag. (From a live frame the kernel takes the outer tag, so it has one less when this sees it.)
-// In libpcap's language 'and' and 'or' have the same precedence: hence all the parentheses.
-func defaultBPF(link layers.LinkType) string {
-	const sip = "((ip and (ip[9] = 6 or ip[9] = 17 or ip[9] = 132) and (ip[6:2] & 0x3fff != 0" +
-		" or ip[((ip[0] & 15) << 2):2] = 5060 or ip[((ip[0] & 15) << 2) + 2:2] = 5060))" +
-		" or (ip6 and (((ip6[6] = 6 or ip6[6] = 17 or ip6[6] = 132) and (ip6[40:2] = 5060 or ip6[42:2] = 5060))" +
-		" or ((ip6[6] = 0 or ip6[6] = 43 or ip6[6] = 44 or ip6[6] = 60) and ip6[40] != 58))))"
-	filter, tags := sip, ""
-	at := links[link]
-	for n := 0; at.etherType >= 0 && n < 2; n++ {
-		tags += fmt.Sprintf("(link[%[1]d:2] = 0x8100 or link[%[1]d:2] = 0x88a8 or link[%[1]d:2] = 0x9100) and ", at.etherType)
-		at = linkHeader{at.size + 2, at.size + 4}
-		is, ip := fmt.Sprintf("link[%d:2] = ", at.etherType), fmt.Sprintf("link[%d + ", at.size)
-		inner := strings.NewReplacer("ip and", is+"0x800 and", "ip6 and", is+"0x86dd and", "ip[", ip, "ip6[", ip)
-		filter += " or (" + tags + inner.Replace(sip) + ")"
-	}
-	return filter
+	return nil
 }
