@@ -424,17 +424,18 @@ var hints = []struct {
 		`register|subscribe|update)$`), "(method WORD)"},
 	// The IANA registry of SIP header fields, and others that are in use.
 	{regexp.MustCompile(`^([a-fi-or-vxy]|[px]-.+|accept(-contact|-encoding|-language)?|` +
-		`alert-info|allow(-events)?|answer-mode|authentication-info|authorization|call-(id|info)|` +
-		`contact|content-(disposition|encoding|id|language|length|type)|cseq|date|diversion|` +
-		`error-info|event|expires|feature-caps|flow-timer|geolocation(-error|-routing)?|` +
-		`history-info|identity(-info)?|in-reply-to|info-package|join|max-(breadth|forwards)|mime-version|` +
-		`min-(expires|se)|organization|path|priority|privacy|proxy-(authenticate|authorization|` +
-		`require)|rack|reason|record-route|recv-info|refer-(sub|to)|referred-by|reject-contact|` +
-		`remote-party-id|replaces|reply-to|request-disposition|require|resource-priority|` +
-		`retry-after|route|rseq|security-(client|server|verify)|server|service-route|` +
-		`session-(expires|id)|sip-(etag|if-match)|subject|subscription-state|supported|` +
-		`target-dialog|timestamp|unsupported|user-(agent|to-user)|via|warning|` +
-		`www-authenticate)$`), `(header "WORD" RE): it is a header, not a form`},
+		`alert-info|allow(-events)?|answer-mode|authentication-info|authorization|call-(id|` +
+		`info)|contact|content-(disposition|encoding|id|language|length|type)|cseq|date|` +
+		`diversion|error-info|event|expires|feature-caps|flow-timer|geolocation(-error|` +
+		`-routing)?|history-info|identity(-info)?|in-reply-to|info-package|join|max-(breadth|` +
+		`forwards)|mime-version|min-(expires|se)|organization|path|priority|privacy|` +
+		`proxy-(authenticate|authorization|require)|rack|reason|record-route|recv-info|` +
+		`refer-(sub|to)|referred-by|reject-contact|remote-party-id|replaces|reply-to|` +
+		`request-disposition|require|resource-priority|retry-after|route|rseq|` +
+		`security-(client|server|verify)|server|service-route|session-(expires|id)|sip-(etag|` +
+		`if-match)|subject|subscription-state|supported|target-dialog|timestamp|unsupported|` +
+		`user-(agent|to-user)|via|warning|www-authenticate)$`),
+		`(header "WORD" RE): it is a header, not a form`},
 }
 
 // fail adds a problem to the error: a text of the source, its offset, and what is wanted instead.
