@@ -126,23 +126,28 @@ func (s *source) activate() (*pcap.Handle, error) {
 	return handle, err
 }
 
-// check tells what is wrong with the filter, or the file, without capturing. What can be read only
-// once isn't read: that may be of any link type.
-func (s *source) check() error {
+// check tells what is wrong with a file, and with the filter, without capturing. What can be read
+// only once isn't read. Devices, and what isn't there, are taken for Ethernet, any for Linux cooked.
+func (s *source) check() (fileErr, filterErr error) {
 	info, err := os.Stat(s.name)
-	if s.isFile && s.name != "-" && (err != nil || info.Mode().IsRegular()) {
+	isPipe := s.name == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0
+	if s.isFile && !isPipe {
 		handle, err := s.open()
 		if err == nil {
 			handle.Close()
+			return nil, nil
 		}
-		return err
+		if errors.Is(err, errBPF) {
+			return nil, err
+		}
+		fileErr = err
 	}
 	link, number := ethernet, layers.LinkTypeEthernet
 	if s.name == "any" && !s.isFile {
 		link, number = linuxCooked, layers.LinkTypeLinuxSLL
 	}
 	_, err = pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
-	return refused(err, link)
+	return fileErr, refused(err, link)
 }
 
 // refused is an error if a BPF filter is.

@@ -28,7 +28,6 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
-	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -122,9 +121,12 @@ func run(args []string) error {
 	if version == "" && ok {
 		version = build.Main.Version
 	}
-	mode := strings.Join(args, " ")
-	switch mode {
-	case "", "-check":
+	if len(args) == 0 {
+		return capture()
+	}
+	switch strings.Join(args, " ") {
+	case "-check":
+		return check()
 	case "-health":
 		return health(os.Getenv("METRICS_ADDR"))
 	case "-version":
@@ -133,20 +135,16 @@ func run(args []string) error {
 	case "-help", "--help", "-h":
 		fmt.Print(manual)
 		return nil
-	default:
-		return configError{fmt.Errorf("arguments: %q; want none, or one of "+
-			"-check, -health, -version, -help; all else is set in the environment", args)}
 	}
+	return configError{fmt.Errorf("arguments: %q; want none, or one of "+
+		"-check, -health, -version, -help; all else is set in the environment", args)}
+}
+
+// check prints the settings in effect, if nothing is wrong with them.
+func check() error {
 	c, err := configure()
 	if err != nil {
 		return configError{err}
-	}
-	if mode == "" {
-		err = sense(c)
-		if errors.Is(err, errUnusable) {
-			return configError{err}
-		}
-		return err
 	}
 	for _, setting := range c.settings() {
 		fmt.Printf("%s: %v\n", strings.ToUpper(setting.Key), setting.Value)
@@ -156,6 +154,19 @@ func run(args []string) error {
 	}
 	fmt.Println("configuration ok")
 	return nil
+}
+
+// capture is what the program is for.
+func capture() error {
+	c, err := configure()
+	if err != nil {
+		return configError{err}
+	}
+	err = sense(c)
+	if errors.Is(err, errUnusable) {
+		return configError{err}
+	}
+	return err
 }
 
 // config is the environment.
@@ -201,13 +212,19 @@ func configure() (*config, error) {
 	host, _ := os.Hostname()
 	c := &config{ClientID: "sip-capture-" + host + "-" + rand.Text()[:8]}
 	unparsed := unparsedVariables(env.Parse(c))
-	rules := slices.Concat(c.valueRules(), c.brokerRules(), c.fileRules(), c.captureRules())
 	var problems []error
-	for _, r := range rules {
+	for _, r := range slices.Concat(c.valueRules(), c.fileRules(), c.captureRules()) {
 		if !r.holds || slices.Contains(unparsed, r.variable) {
-			value := shown(r.variable, os.Getenv(r.variable))
-			problems = append(problems, fmt.Errorf("%s: %s; want %s", r.variable, value, r.want))
+			value := os.Getenv(r.variable)
+			problems = append(problems, fmt.Errorf("%s: %q; want %s", r.variable, value, r.want))
 		}
+	}
+	for _, text := range c.Brokers {
+		broker, err := parseBroker(text) // shows nothing that could be a password
+		if err != nil {
+			problems = append(problems, fmt.Errorf("BROKER: %w", err))
+		}
+		c.brokers = append(c.brokers, broker)
 	}
 	filter, err := compileFilter(c.SIPFilter)
 	c.filter = filter
@@ -226,21 +243,6 @@ func unparsedVariables(err error) (names []string) {
 	}
 	return names
 }
-
-// shown is a value in quotes. Of a BROKER it leaves out what could be a password, with or without
-// its @: all up to an @, and all behind a colon that no port follows.
-func shown(variable, value string) string {
-	if variable == "PASSWORD" {
-		return "what it is"
-	}
-	if variable == "BROKER" {
-		value = value[strings.LastIndex(value, "@")+1:]
-		value = noPort.ReplaceAllString(value, ":…")
-	}
-	return fmt.Sprintf("%q", value)
-}
-
-var noPort = regexp.MustCompile(`:([^/0-9]|/[^/]|[0-9]+[^0-9,]).*`)
 
 const (
 	maxSnaplen  = 262144  // bytes, the most that libpcap takes
@@ -269,7 +271,6 @@ func (c *config) valueRules() []rule {
 		{"USERNAME", isText(c.Username), "at most 65535 bytes of text"},
 		{"USERNAME", c.Username != "" || c.Password+c.PasswordFile == "",
 			"the user whose password it is"},
-		{"PASSWORD", len(c.Password) <= maxText, "at most 65535 bytes"},
 		{"MAX_RATE", c.MaxRate >= 0 && c.MaxRate <= maxRate,
 			"messages a second, a whole number from 0 to 1000000"},
 		{"ALPN", areProtocols(c.ALPN),
@@ -295,18 +296,6 @@ func areProtocols(names []string) bool {
 	})
 }
 
-// brokerRules also takes the brokers' URLs in.
-func (c *config) brokerRules() (rules []rule) {
-	for _, text := range c.Brokers {
-		broker, err := parseBroker(text)
-		if err != nil {
-			return []rule{{"BROKER", false, err.Error()}}
-		}
-		c.brokers = append(c.brokers, broker)
-	}
-	return nil
-}
-
 // fileRules are those of secrets and certificates. The files are read again at each connect.
 func (c *config) fileRules() []rule {
 	d := c.delivery()
@@ -318,6 +307,7 @@ func (c *config) fileRules() []rule {
 			fmt.Sprint("a file with a password of 1 to 65535 bytes: ", passwordErr)},
 		{"PASSWORD_FILE", c.Password == "" || c.PasswordFile == "",
 			"only one of PASSWORD and PASSWORD_FILE"},
+		{"PASSWORD_FILE", len(c.Password) <= maxText, "a PASSWORD of at most 65535 bytes"},
 		{"CA_FILE", caErr == nil,
 			fmt.Sprint("certificates in PEM form: ", caErr)},
 		{"CERT_FILE", pairErr == nil,
@@ -327,47 +317,36 @@ func (c *config) fileRules() []rule {
 	}
 }
 
-// captureRules are those of what is captured. Most devices are Ethernet, and what -check can't know
-// of one is checked when it is opened.
+// captureRules are those of what is captured. They also trim the names of the devices, and forget
+// them where a file is read.
 func (c *config) captureRules() (rules []rule) {
-	if c.PcapFile == "" {
-		rules = append(rules, c.deviceRules()...)
+	if c.PcapFile != "" {
+		c.Interfaces = nil
 	}
-	for _, from := range c.sources() {
-		err := from.check()
-		switch {
-		case err == nil:
-		case errors.Is(err, errBPF):
-			want := "a pcap-filter(7) expression: " + err.Error()
-			return append(rules, rule{"BPF_FILTER", false, want})
-		case from.isFile:
-			rules = append(rules, rule{"PCAP_FILE", false, "a pcap or pcapng file: " + err.Error()})
-		}
-	}
-	return rules
-}
-
-// deviceRules also trims the names of the devices.
-func (c *config) deviceRules() []rule {
-	there := []string{"any"}
+	var there []string
 	devices, _ := net.Interfaces()
 	for _, device := range devices {
 		there = append(there, device.Name)
 	}
-	known := true
-	twice := false
+	isGood := true
 	for i, device := range c.Interfaces {
 		device = strings.TrimSpace(device)
-		known = known && slices.Contains(there, device)
-		twice = twice || slices.Contains(c.Interfaces[:i], device)
+		isAny := device == "any" && len(c.Interfaces) == 1
+		isTwice := slices.Contains(c.Interfaces[:i], device)
+		isGood = isGood && (isAny || slices.Contains(there, device) && !isTwice)
 		c.Interfaces[i] = device
 	}
-	alone := len(c.Interfaces) == 1 || !slices.Contains(c.Interfaces, "any")
-	return []rule{
-		{"INTERFACE", known, "names of devices: " + strings.Join(there, ", ")},
-		{"INTERFACE", !twice, "each device once"},
-		{"INTERFACE", alone, "any by itself, as it is all devices, or names of devices"},
+	rules = append(rules, rule{"INTERFACE", isGood,
+		"any by itself, as it is all devices, or each once of " + strings.Join(there, ", ")})
+	for _, from := range c.sources() {
+		fileErr, filterErr := from.check()
+		rules = append(rules,
+			rule{"PCAP_FILE", fileErr == nil,
+				fmt.Sprint("a pcap or pcapng file: ", fileErr)},
+			rule{"BPF_FILTER", filterErr == nil,
+				fmt.Sprint("a pcap-filter(7) expression: ", filterErr)})
 	}
+	return rules
 }
 
 // sources are the devices, or the file, with what is the same for all.

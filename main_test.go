@@ -691,11 +691,10 @@ func TestConfigurationRefused(t *testing.T) {
 				}
 				// A part of a list is as good as the list.
 				start := value[strings.LastIndex(value, ",")+1:]
-				if row.variable == "BROKER" { // what could be a password isn't shown
-					start = regexp.MustCompile(`^\w*(://[^:]*)?`).FindString(start)
-				}
-				start = start[:min(len(start), 20)]
 				inQuotes := strings.Trim(strconv.Quote(start), `"`)
+				if strings.HasPrefix(lines[0], "BROKER: not shown, as it may hold a password; want ") {
+					return
+				}
 				if !strings.Contains(lines[0], inQuotes) && !strings.Contains(lines[0], start) ||
 					!strings.Contains(lines[0], row.want) {
 					t.Errorf("got %.600q, want the value %.40q and %q", lines[0], value, row.want)
@@ -819,22 +818,22 @@ func TestConfigurationProblems(t *testing.T) {
 		{
 			"BROKER several wrong in a list",
 			[]string{"BROKER=tcp://a,b,tcp://c:x,http://d"},
-			[]string{`BROKER: "tcp://a,b,tcp://c:…"; want .*tcp://`},
+			[]string{`BROKER: "b"; want .*tcp://`, `BROKER: not shown, .*PASSWORD_FILE`, `BROKER: "http://d"; want .*tcp://`},
 		},
 		{
 			"BROKER credentials, the @ encoded",
 			[]string{"BROKER=tcp://user:geheim%40h:1883"},
-			[]string{`BROKER: "tcp://user:…"; want `},
+			[]string{`BROKER: not shown, as it may hold a password; want .*PASSWORD_FILE`},
 		},
 		{
 			"BROKER credentials, the @ forgotten",
 			[]string{"BROKER=tcp://user:geheim h"},
-			[]string{`BROKER: "tcp://user:…"; want `},
+			[]string{`BROKER: not shown, as it may hold a password; want .*PASSWORD_FILE`},
 		},
 		{
 			"BROKER credentials, begun with a digit",
 			[]string{"BROKER=tcp://user:1geheim"},
-			[]string{`BROKER: "tcp://user:…"; want `},
+			[]string{`BROKER: not shown, as it may hold a password; want .*PASSWORD_FILE`},
 		},
 		{
 			"BROKER credentials",
@@ -879,7 +878,7 @@ func TestConfigurationProblems(t *testing.T) {
 		{
 			"BROKER credentials with a comma",
 			[]string{"BROKER=tcp://user:geheim,x@h"},
-			[]string{`BROKER: `},
+			[]string{`BROKER: not shown`, `BROKER: not shown`},
 		},
 		{
 			"BROKER credentials, unknown scheme",
@@ -895,7 +894,7 @@ func TestConfigurationProblems(t *testing.T) {
 		{
 			"PASSWORD overlong",
 			[]string{"USERNAME=u", "PASSWORD=" + strings.Repeat("geheim", 11000)},
-			[]string{`PASSWORD: .*65535`},
+			[]string{`PASSWORD_FILE: .*PASSWORD.*65535`},
 		},
 		{
 			"PASSWORD without a user",
@@ -1637,7 +1636,7 @@ func TestStopWhileReadingWaits(t *testing.T) {
 	).start()
 	before := statsLine{}
 	p.untilStats("full", func(s statsLine) bool {
-		full := s.QueueBytes > 1<<20-2000 && s.QueueMessages == before.QueueMessages
+		full := s.QueueBytes > 896<<10-2000 && s.QueueMessages == before.QueueMessages
 		before = s
 		return full
 	})
@@ -1972,6 +1971,8 @@ func TestWarnings(t *testing.T) {
 func TestExactProblems(t *testing.T) {
 	t.Parallel()
 	file := writeFile(t, "p", []byte("x"))
+	const devices = "…"
+	eachOnce := regexp.MustCompile(`(each once of ).*`) // other tests make some and remove them
 	for _, row := range []struct {
 		environment []string
 		want        string
@@ -1987,11 +1988,11 @@ func TestExactProblems(t *testing.T) {
 		},
 		{
 			environment: []string{"TOPIC=sip", "INTERFACE=any,lo"},
-			want:        `INTERFACE: "any,lo"; want any by itself, as it is all devices, or names of devices`,
+			want:        `INTERFACE: "any,lo"; want any by itself, as it is all devices, or each once of ` + devices,
 		},
 		{
 			environment: []string{"TOPIC=sip", "INTERFACE=lo,lo"},
-			want:        `INTERFACE: "lo,lo"; want each device once`,
+			want:        `INTERFACE: "lo,lo"; want any by itself, as it is all devices, or each once of ` + devices,
 		},
 		{
 			environment: []string{"TOPIC=sip", "USERNAME=u", "PASSWORD=geheim", "PASSWORD_FILE=" + file},
@@ -1999,6 +2000,9 @@ func TestExactProblems(t *testing.T) {
 		},
 	} {
 		lines := problems(t, row.environment...)
+		for i := range lines {
+			lines[i] = eachOnce.ReplaceAllString(lines[i], "${1}"+devices)
+		}
 		if len(lines) != 1 || lines[0] != row.want+"\n" {
 			t.Errorf("got %q, want %q", lines, row.want)
 		}

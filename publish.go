@@ -147,7 +147,7 @@ const (
 )
 
 const (
-	roomBytes     = 1 << 20          // awaitRoom waits while so much is on the way
+	roomBytes     = 896 << 10        // awaitRoom waits while so much is on the way: QUEUE_MB=1 has room
 	writeBytes    = 64 << 10         // packets are written together up to about that size
 	reusedBuffers = 256              // buffers that are kept for further envelopes,
 	reusedBytes   = 4 << 10          // none larger than that: together 1 MiB
