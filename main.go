@@ -389,7 +389,11 @@ func (c *config) delivery() *delivery {
 
 // settings are those in effect, without secrets.
 func (c *config) settings() []slog.Attr {
-	brokers := strings.Join(c.Brokers, ",") // without credentials: parseBroker refuses them
+	var brokers []string
+	for _, broker := range c.brokers { // without the query, where tokens may be
+		shown := url.URL{Scheme: broker.Scheme, Host: broker.Host, Path: broker.Path}
+		brokers = append(brokers, shown.String())
+	}
 	return []slog.Attr{
 		slog.String("version", version),
 		slog.String("interface", strings.Join(c.Interfaces, ",")),
@@ -399,7 +403,7 @@ func (c *config) settings() []slog.Attr {
 		slog.Int("snaplen", c.Snaplen),
 		slog.Bool("promiscuous", c.Promiscuous),
 		slog.Int("buffer_mb", c.BufferMB),
-		slog.String("broker", brokers),
+		slog.String("broker", strings.Join(brokers, ",")),
 		slog.String("topic", c.Topic),
 		slog.String("status_topic", c.StatusTopic),
 		slog.String("client_id", c.ClientID),

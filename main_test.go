@@ -1916,7 +1916,7 @@ func TestCheckPrints(t *testing.T) {
 		"SNAPLEN: 262144",
 		"PROMISCUOUS: true",
 		"BUFFER_MB: 32",
-		"BROKER: tcp://" + broker.Addr().String() + ",ssl://b.example",
+		"BROKER: tcp://" + broker.Addr().String() + ",ssl://b.example:8883",
 		"TOPIC: sip",
 		"STATUS_TOPIC: ",
 		"CLIENT_ID: c",

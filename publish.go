@@ -147,7 +147,7 @@ const (
 )
 
 const (
-	roomBytes     = 896 << 10        // awaitRoom waits while so much is on the way: QUEUE_MB=1 has room
+	roomBytes     = 7 << 17          // awaitRoom waits for less: in 1 MiB an envelope still fits
 	writeBytes    = 64 << 10         // packets are written together up to about that size
 	reusedBuffers = 256              // buffers that are kept for further envelopes,
 	reusedBytes   = 4 << 10          // none larger than that: together 1 MiB
@@ -296,7 +296,8 @@ func (p *publisher) remove(i int) {
 	}
 }
 
-// awaitRoom waits until less than 1 MiB is on the way, or run is over: for a source that can wait.
+// awaitRoom waits until less than roomBytes are on the way, or run is over: for a source that can
+// wait, and of which put must drop nothing, however small queueBytes is.
 func (p *publisher) awaitRoom() { p.awaitLess(roomBytes) }
 
 func (p *publisher) awaitLess(bytes int) {
@@ -652,9 +653,9 @@ func (p *publisher) settle(err error) error {
 	case sent > 0:
 		p.suspect()
 	case time.Since(p.written) > second:
-		return fmt.Errorf("the broker hung up an idle connection: %w", err)
+		return fmt.Errorf("an idle connection ended: %w", err)
 	}
-	return fmt.Errorf("the broker hung up at a publish, %d PUBACKs are missing: %w", sent, err)
+	return fmt.Errorf("the connection ended at a publish, %d PUBACKs are missing: %w", sent, err)
 }
 
 // suspect looks for the message at which brokers hang up: it would hold up all others for ever. It
@@ -743,7 +744,7 @@ type failureLog struct {
 
 // Brokers can give any number of reasons of any size.
 const (
-	maxReasons     = 8   // and all others are one
+	maxReasons     = 16  // and all others are one
 	maxReasonBytes = 300 // as a certificate may have thousands of names
 )
 

@@ -997,12 +997,12 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// room is how many messages of 1,000 bytes make 1 MiB.
-const room = 1<<20/1000 + 1
+// room is how many messages of 1,000 bytes fill it.
+const room = roomBytes/1000 + 1
 
 func TestAwaitRoom(t *testing.T) {
 	b := newFakeBroker(t)
-	p := start(t, func(d *delivery) { d.queueBytes = 2 << 20 }, b.url("tcp"))
+	p := start(t, nil, b.url("tcp"))
 	read := make(chan struct{})
 	go func() {
 		for i := 1; i <= 3000; i++ {
@@ -1030,6 +1030,18 @@ func TestAwaitRoom(t *testing.T) {
 	}
 }
 
+// TestAwaitRoomFitsTheQueue: the largest envelope fits into the smallest queue that has room.
+func TestAwaitRoomFitsTheQueue(t *testing.T) {
+	p := prepare(t, nil)
+	p.putAll(1, room-1) // after this, awaitRoom still returns
+	p.awaitRoom()
+	m := &message{raw: make([]byte, 65535)}
+	p.put(udp, appendEnvelope(nil, m, strings.Repeat("v", 1000), true))
+	if got := p.stats(); got.dropped != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
 // within fails unless the channel is closed in time.
 func within(t *testing.T, what string, done <-chan struct{}) {
 	t.Helper()
@@ -1052,7 +1064,7 @@ func TestAwaitRoomEnds(t *testing.T) {
 			}
 			close(read)
 		}()
-		p.until("full", func(s queueStats) bool { return s.messages == room-1 || s.dropped > 0 })
+		p.until("full", func(s queueStats) bool { return s.messages == room })
 		p.cancel()
 		p.ended()
 		within(t, "the source is read", read)
