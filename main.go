@@ -495,8 +495,13 @@ func sense(c *config) error {
 		<-signals
 		stopDelivering()
 	}()
-	s.report()
+	s.announce()
+	delivered := make(chan struct{})
+	var reports sync.WaitGroup
+	reports.Go(func() { s.report(delivered) })
 	s.publisher.run(delivering, captured.Done())
+	close(delivered)
+	reports.Wait() // so that the last counters stand last
 	if c.PcapFile != "" {
 		s.warnWithoutFrames()
 	}
@@ -551,22 +556,31 @@ func (s *sensor) take(m *message) {
 	s.publisher.put(m.transport, b)
 }
 
-// report logs what the sensor does, then the counters each STATS_INTERVAL, and once if a minute has
-// passed without a frame.
-func (s *sensor) report() {
+// announce logs what the sensor does.
+func (s *sensor) announce() {
 	slog.LogAttrs(context.Background(), slog.LevelInfo, "capturing", s.settings()...)
 	for _, warning := range s.warnings() {
 		slog.Warn(warning)
 	}
-	time.AfterFunc(firstMinute, s.warnWithoutFrames)
-	if s.StatsInterval == 0 {
-		return
+}
+
+// report logs the counters each STATS_INTERVAL, and once if a minute has passed without a frame.
+func (s *sensor) report(ended <-chan struct{}) {
+	minute := time.After(firstMinute)
+	var due <-chan time.Time // never, with an interval of 0
+	if s.StatsInterval > 0 {
+		due = time.Tick(s.StatsInterval)
 	}
-	go func() {
-		for range time.Tick(s.StatsInterval) {
+	for {
+		select {
+		case <-due:
 			slog.Info("stats", attributes(s.metrics())...)
+		case <-minute:
+			s.warnWithoutFrames()
+		case <-ended:
+			return
 		}
-	}()
+	}
 }
 
 var firstMinute = time.Minute // after which silence is worth a line

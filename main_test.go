@@ -1636,7 +1636,7 @@ func TestStopWhileReadingWaits(t *testing.T) {
 	).start()
 	before := statsLine{}
 	p.untilStats("full", func(s statsLine) bool {
-		full := s.QueueBytes > 896<<10-2000 && s.QueueMessages == before.QueueMessages
+		full := s.QueueBytes >= roomBytes && s.QueueMessages == before.QueueMessages
 		before = s
 		return full
 	})
