@@ -34,6 +34,7 @@ block() {
 # A source without git, as from an archive, is copied.
 git clone --quiet --no-hardlinks . "$work/clone" 2>"$work/log" || cp -a . "$work/clone"
 block sh >"$work/commands"
+echo 'kill %1' >>"$work/commands" # as the README says; and docker exec waits for whoever has its pipes
 block json >"$work/envelope"
 block text >"$work/line"
 for file in commands envelope line; do
