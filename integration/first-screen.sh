@@ -46,7 +46,7 @@ container=$(docker create --label "sip-capture-test=${SUITE_RUN:-$$}" --env DEBI
 docker start "$container" >/dev/null
 tar -C "$work/clone" --owner 0 --group 0 -c . | docker exec --interactive "$container" tar -x
 # The commands are typed, so to say: bash reads them from its standard input, with job control.
-docker exec --interactive "$container" timeout 300 bash -m <"$work/commands" >"$work/output" 2>"$work/errors" ||
+docker exec --interactive "$container" timeout 900 bash -m <"$work/commands" >"$work/output" 2>"$work/errors" ||
     { cat "$work/output" "$work/errors" >&2; fail "a command of the first screen"; }
 
 # What it says in the end is the envelope and the line. Times, ids and versions differ.
