@@ -46,6 +46,7 @@ type clusterKind struct {
 	files       map[string]string // from deploy/, by their name in directory
 	env         map[string]string
 	healthy     []string
+	leads       bool // the first node has to be up before the others join it
 }
 
 // newCluster starts three nodes and waits until each says that it is well.
@@ -68,13 +69,16 @@ func newCluster(t *testing.T, kind clusterKind) *cluster {
 			Reader: bytes.NewReader(content), ContainerFilePath: path.Join(kind.directory, name), FileMode: 0o644,
 		})
 	}
-	for _, name := range c.names {
+	for n, name := range c.names {
 		for i, content := range files {
 			files[i].Reader = bytes.NewReader(contents[path.Base(content.ContainerFilePath)])
 		}
 		c.nodes[name] = startContainer(t, kind.image, onNetwork(c.network, name), testcontainers.WithEnv(kind.env),
 			testcontainers.WithEnv(map[string]string{"NODE": name}), testcontainers.WithFiles(files...),
 			testcontainers.WithConfigModifier(func(c *container.Config) { c.Hostname = name }))
+		if n == 0 && kind.leads {
+			c.untilHealthy(name)
+		}
 	}
 	for _, name := range c.names {
 		c.untilHealthy(name)
@@ -101,7 +105,7 @@ func (c *cluster) untilHealthy(name string) {
 			c.t.Logf("log of %s:\n%s", name, logs(c.t, c.nodes[name]))
 		}
 	}()
-	eventually(c.t, 60*time.Second, name+" is healthy", func() bool { return status(c.t, c.nodes[name], c.healthy...) == 0 })
+	eventually(c.t, 2*time.Minute, name+" is healthy", func() bool { return status(c.t, c.nodes[name], c.healthy...) == 0 })
 	c.t.Logf("%s is healthy after %.1f s", name, time.Since(start).Seconds())
 }
 
@@ -185,28 +189,17 @@ func (c *cluster) restart(name string) {
 	c.untilHealthy(name)
 }
 
-// loseNodes kills the node that the sensor is connected to and starts it again, twice, while messages come in.
+// loseNodes kills the node that the sensor is connected to and starts it again, twice, each in 10 s of messages.
 func (c *cluster) loseNodes() {
 	c.t.Helper()
-	done, stop := make(chan bool), make(chan bool)
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				c.sendAt(time.Second, clusterRate)
-			}
-		}
-	}()
-	defer func() {
-		close(stop)
-		<-done
-	}()
 	var killed []string
 	for range 2 {
-		time.Sleep(3 * time.Second)
+		sending := make(chan bool)
+		go func() {
+			defer close(sending)
+			c.sendAt(10*time.Second, clusterRate)
+		}()
+		time.Sleep(2 * time.Second)
 		name := c.connectedTo()
 		if name == "" {
 			c.t.Fatal("the sensor isn't connected")
@@ -216,13 +209,12 @@ func (c *cluster) loseNodes() {
 		start := time.Now()
 		eventually(c.t, 20*time.Second, "the sensor has another node", func() bool {
 			now := c.connectedTo()
-			return now != "" && now != name && stats(c.t, c.sensor).Connected
+			return now != "" && now != name
 		})
 		c.t.Logf("%s killed, another node after %.1f s", name, time.Since(start).Seconds())
-		time.Sleep(2 * time.Second)
 		c.restart(name)
+		<-sending
 	}
-	time.Sleep(time.Second)
 	if killed[0] == killed[1] {
 		c.t.Errorf("%s was killed twice", killed[0])
 	}
@@ -258,7 +250,8 @@ func arrived(t *testing.T, payloads [][]byte, last int) (a arrivals) {
 	return a
 }
 
-// allKept asserts what a cluster promises: a session has everything that was sent, and the sensor's counters say so.
+// allKept asserts what a cluster promises: a session has everything that was sent, and the sensor's counters say so. What was on
+// the way to a subscriber whose node is killed comes again when its acknowledgement is 30 s late (NATS).
 func (c *cluster) allKept(topic *subscription) arrivals {
 	c.t.Helper()
 	c.untilPublished(30 * time.Second)
@@ -268,7 +261,7 @@ func (c *cluster) allKept(topic *subscription) arrivals {
 	}
 	allStats(c.t, c.sensor)
 	var a arrivals
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(45 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if a = arrived(c.t, topic.payloads(), c.sent); a.missing == 0 || time.Now().After(end) {
 			break
 		}
@@ -294,19 +287,25 @@ func TestNATS(t *testing.T) {
 	topic := subscribeWith(t, c.options("reader", "reader-secret", "nats-3", "nats-2", "nats-1"), "sip")
 	c.start("sensor-secret")
 	c.loseNodes()
+	// The order isn't asserted: the nodes store what a connection sends each by itself, and where one of these fails, it is sent
+	// again behind the others.
 	c.allKept(topic)
 }
 
-// TestRabbitMQ: a session over MQTT, which is a quorum queue bound to the topic.
+// TestRabbitMQ: a session over MQTT, which is a quorum queue bound to the topic. Its order is that of the sensor.
 func TestRabbitMQ(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, clusterKind{
 		name: "rabbit", image: rabbitImage, directory: "/etc/rabbitmq",
-		files:   map[string]string{"rabbitmq.conf": "rabbitmq.conf", "definitions.json": "rabbitmq-definitions.json"},
-		healthy: []string{"bash", "-c", "rabbitmqctl --quiet cluster_status --formatter json | grep -q 'rabbit@rabbit-3.*running' && rabbitmq-diagnostics --quiet check_port_listener 8883"},
+		files: map[string]string{"rabbitmq.conf": "rabbitmq.conf", "definitions.json": "rabbitmq-definitions.json"},
+		// The plugin listens when the node has joined the others, and costs less to ask than rabbitmq-diagnostics.
+		healthy: []string{"bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8883"},
+		leads:   true,
 	})
 	topic := subscribeWith(t, c.options("reader", "change-me-reader", "rabbit-3", "rabbit-2", "rabbit-1"), "sip")
 	c.start("change-me-sensor")
 	c.loseNodes()
-	c.allKept(topic)
+	if late := c.allKept(topic).late; late > 0 {
+		t.Errorf("%d messages came first when a later one had come", late)
+	}
 }
