@@ -264,18 +264,23 @@ func checkSBOM(t *testing.T, binary, sum string) {
 	}
 }
 
-// --- the broker that the README sets up ---
+// --- the broker of deploy/ ---
 
-// startCloud starts the broker of the README's operations guide: TLS, users with passwords, an ACL. It is broker.example on
+// startCloud starts the broker of deploy/mosquitto.conf: TLS, users with passwords, an ACL. It is broker.example on
 // its network, and its authority is in /ca.pem.
 func startCloud(t *testing.T, networkName string) testcontainers.Container {
 	t.Helper()
 	c := startHost(t, networkName, onNetwork(networkName, "broker.example"), testcontainers.WithEnv(map[string]string{
 		"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"}))
-	write(t, c, "/etc/mosquitto/conf.d/sensors.conf", readmeBlock(t, "conf", "acl_file /etc/mosquitto/acl"))
+	configuration := string(deployFile(t, "mosquitto.conf"))
+	write(t, c, "/etc/mosquitto/conf.d/sensors.conf", configuration)
 	// One more user, for the bridge.
-	write(t, c, "/etc/mosquitto/acl", readmeBlock(t, "conf", "user sensor")+"\nuser site1\ntopic write site1/sip\n\nuser reader\ntopic read site1/sip\n")
-	bash(t, c, readmeBlock(t, "sh", "mosquitto_passwd -c")+"mosquitto_passwd -b /etc/mosquitto/passwd site1 change-me\n"+`
+	write(t, c, "/etc/mosquitto/acl", string(deployFile(t, "mosquitto-acl"))+"\nuser site1\ntopic write site1/sip\n\nuser reader\ntopic read site1/sip\n")
+	var passwords []string // the commands in its first lines
+	for _, command := range regexp.MustCompile(`(?m)^#   (mosquitto_passwd .*)$`).FindAllStringSubmatch(configuration, -1) {
+		passwords = append(passwords, command[1])
+	}
+	bash(t, c, strings.Join(passwords, "\n")+"\nmosquitto_passwd -b /etc/mosquitto/passwd site1 change-me\n"+`
 mkdir -p /etc/mosquitto/certs
 cd /etc/mosquitto/certs
 key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
@@ -386,8 +391,8 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	eventually(t, 10*time.Second, "without a firewall both reach each other", func() bool {
 		return reaches(cloud, "machine/2323") && reaches(machine, "broker.example/2323")
 	})
-	write(t, machine, "/root/sensor.nft", readmeBlock(t, "nft", "table inet sensor"))
-	bash(t, machine, readmeInline(t, "nft -f"))
+	write(t, machine, "/root/sensor.nft", string(deployFile(t, "sensor.nft")))
+	bash(t, machine, "nft -f sensor.nft")
 	if reaches(cloud, "machine/2323") || reaches(machine, "broker.example/2323") || !reaches(machine, "broker.example/8883") {
 		t.Error("the firewall lets too much through, or too little")
 	}
@@ -564,11 +569,11 @@ func checkStatus(t *testing.T, status string, want map[string]string) {
 	}
 }
 
-// checkAlerts has promtool check the README's rules, with series that must and must not raise each alert. All metrics that
+// checkAlerts has promtool check deploy/prometheus-rules.yml, with series that must and must not raise each alert. All metrics that
 // the rules name are among those of a sensor.
 func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string) {
 	t.Helper()
-	rules := readmeBlock(t, "yaml", "- alert:")
+	rules := string(deployFile(t, "prometheus-rules.yml"))
 	write(t, machine, "/tmp/rules.yaml", rules)
 	for _, name := range regexp.MustCompile(`sip_capture_\w+`).FindAllString(rules, -1) {
 		if !strings.Contains(metrics, "\n"+name+" ") && !strings.Contains(metrics, "\n"+name+"{") {
@@ -588,7 +593,7 @@ func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string)
 	}
 	names := regexp.MustCompile(`(?m)alert: (\w+)`).FindAllStringSubmatch(rules, -1)
 	if len(names) != len(tests) {
-		t.Errorf("%d alerts in the README, %d tested", len(names), len(tests))
+		t.Errorf("%d alerts, %d tested", len(names), len(tests))
 	}
 	var text strings.Builder
 	text.WriteString("rule_files: [/tmp/rules.yaml]\nevaluation_interval: 1m\ntests:\n")
@@ -677,7 +682,7 @@ func TestEnvironmentFile(t *testing.T) {
 
 // --- Kubernetes ---
 
-// daemonSet is what the README's example uses of Kubernetes' types; a field that isn't here is an error in the example. (It was
+// daemonSet is what deploy/kubernetes.yaml uses of Kubernetes' types; a field that isn't here is an error there. (It was
 // read into the types of k8s.io/api, strictly, when it was written: they are too much to compile each time.)
 type daemonSet struct {
 	APIVersion string   `yaml:"apiVersion"`
@@ -762,7 +767,7 @@ type probe struct {
 	FailureThreshold int `yaml:"failureThreshold"`
 }
 
-// manifest reads the documents of the README's example: a namespace, a secret, the DaemonSet.
+// manifest reads the documents of deploy/kubernetes.yaml: a namespace, a secret, the DaemonSet.
 func manifest(t *testing.T) (d daemonSet, password string) {
 	t.Helper()
 	var namespace struct {
@@ -776,11 +781,11 @@ func manifest(t *testing.T) (d daemonSet, password string) {
 		Metadata   metadata          `yaml:"metadata"`
 		StringData map[string]string `yaml:"stringData"`
 	}
-	decoder := yaml.NewDecoder(strings.NewReader(readmeBlock(t, "yaml", "kind: DaemonSet")))
+	decoder := yaml.NewDecoder(bytes.NewReader(deployFile(t, "kubernetes.yaml")))
 	decoder.KnownFields(true)
 	for _, document := range []any{&namespace, &secret, &d} {
 		if err := decoder.Decode(document); err != nil {
-			t.Fatalf("the README's example for Kubernetes: %v", err)
+			t.Fatalf("kubernetes.yaml: %v", err)
 		}
 	}
 	if err := decoder.Decode(&struct{}{}); err != io.EOF {
@@ -797,7 +802,7 @@ func manifest(t *testing.T) (d daemonSet, password string) {
 	return d, secret.StringData["password"]
 }
 
-// TestKubernetes runs the image with the settings of the README's DaemonSet, each in the form that Docker has it.
+// TestKubernetes runs the image with the settings of the DaemonSet, each in the form that Docker has it.
 func TestKubernetes(t *testing.T) {
 	d, password := manifest(t)
 	pod := d.Spec.Template.Spec
@@ -805,7 +810,7 @@ func TestKubernetes(t *testing.T) {
 	if !pod.HostNetwork || !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.RunAsUser == 0 || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" ||
 		!spec.SecurityContext.ReadOnlyRootFilesystem || !slices.Equal(spec.SecurityContext.Capabilities.Drop, []string{"ALL"}) ||
 		!slices.Equal(spec.SecurityContext.Capabilities.Add, []string{"NET_RAW"}) || pod.AutomountServiceAccountToken {
-		t.Errorf("not the settings that the README promises: %+v", pod)
+		t.Errorf("not the settings that are promised: %+v", pod)
 	}
 	if spec.LivenessProbe.HTTPGet != spec.ReadinessProbe.HTTPGet || spec.LivenessProbe.HTTPGet.Path != "/healthz" {
 		t.Errorf("probes %+v, %+v", spec.LivenessProbe, spec.ReadinessProbe)
@@ -915,7 +920,7 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("the stop took %s, the pod is given %d s", took, pod.TerminationGracePeriodSeconds)
 	}
 
-	// With escalation forbidden it takes root with this one capability: the README's alternative.
+	// With escalation forbidden it takes root with this one capability: the README says so.
 	alternative := startContainer(t, sensorImage, onNetwork(networkName), testcontainers.WithEnv(map[string]string{"TOPIC": "sip", "INTERFACE": "eth0", "STATS_INTERVAL": "1s"}),
 		testcontainers.WithConfigModifier(func(c *container.Config) { c.User = "0:0" }),
 		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {

@@ -117,18 +117,18 @@ var executed = map[string]string{
 	"while read -r sip; do base64 -d":                      "TestReadmeDesk",
 	"import base64, hashlib, json":                         "TestReadmeDesk",
 	"integration/packages.sh v0.1.0 dist":                  "test.sh (its first line), TestService",
-	"kind: DaemonSet":                                      "TestKubernetes",
+	"kind: DaemonSet":                                      "none: integration/deploy/kubernetes.yaml is tested",
 	"cosign verify-blob":                                   "none: needs a release",
 	"addrgenmode none":                                     "TestService",
-	"table inet sensor":                                    "TestService",
-	"acl_file /etc/mosquitto/acl":                          "TestService",
-	"user sensor\n":                                        "TestService",
-	"mosquitto_passwd -c":                                  "TestService",
-	`"iot:Connect"`:                                        "TestReadmePolicy (read; only AWS can run it)",
-	"connection cloud":                                     "TestReadmeBridge",
+	"table inet sensor":                                    "none: integration/deploy/sensor.nft is tested",
+	"acl_file /etc/mosquitto/acl":                          "none: integration/deploy/mosquitto.conf is tested",
+	"user sensor\n":                                        "none: integration/deploy/mosquitto-acl is tested",
+	"mosquitto_passwd -c":                                  "none: integration/deploy/mosquitto.conf is tested",
+	`"iot:Connect"`:                                        "none: integration/deploy/aws-iot-policy.json is tested",
+	"connection cloud":                                     "none: integration/deploy/mosquitto-bridge.conf is tested",
 	"package main":                                         "TestReadmeDesk",
 	"$share/archive/sip":                                   "TestReadmeDesk",
-	"- alert:":                                             "TestService",
+	"- alert:":                                             "none: integration/deploy/prometheus-rules.yml is tested",
 	"(ip[15] + ip[19])":                                    "TestReadmeSplit",
 	`"msg":"stats"`:                                        "TestReadme of the program",
 	"SIP_FILTER:1:7: `methd`":                              "TestFilterReadme of the program",
@@ -158,7 +158,7 @@ var executed = map[string]string{
 	"dnf remove":                                 "none: there is no dnf for Debian; TestService removes the rpm with rpm",
 	"kubectl ":                                   "none: there is no cluster; TestKubernetes has what the file says",
 	"curl -s http://127.0.0.1:9060/":             "TestService",
-	"nft -f":                                     "TestService",
+	"nft -f":                                     "none: integration/deploy/sensor.nft is tested",
 }
 
 // TestReadmeCommands: the table above has all of the README's commands and programs, and no others.
@@ -389,7 +389,7 @@ func TestReadmeBridge(t *testing.T) {
 	received := subscribeAt(t, cloud, "reader", "-t site1/sip")
 	site := startHost(t, networkName)
 	write(t, site, "/ca.pem", string(fileFrom(t, cloud, "/ca.pem")))
-	write(t, site, "/etc/mosquitto/conf.d/cloud.conf", readmeBlock(t, "conf", "connection cloud"))
+	write(t, site, "/etc/mosquitto/conf.d/cloud.conf", string(deployFile(t, "mosquitto-bridge.conf")))
 	bash(t, site, `mkdir -p /etc/ssl/certs; cat /ca.pem >>/etc/ssl/certs/ca-certificates.crt
 grep -q '^persistence true' /etc/mosquitto/mosquitto.conf
 sed -i '1i max_queued_messages 0' /etc/mosquitto/mosquitto.conf
@@ -417,7 +417,7 @@ func TestReadmePolicy(t *testing.T) {
 			Condition        map[string]map[string][]string
 		}
 	}
-	if err := json.Unmarshal([]byte(readmeBlock(t, "json", `"iot:Connect"`)), &policy); err != nil {
+	if err := json.Unmarshal(deployFile(t, "aws-iot-policy.json"), &policy); err != nil {
 		t.Fatal(err)
 	}
 	var got []string

@@ -44,6 +44,8 @@ var (
 	mosquittoImage = "sip-capture-test-mosquitto:" + runID
 	sippImage      = "sip-capture-test-sipp:" + runID
 	hostImage      = "sip-capture-test-host:" + runID
+	natsImage      = "sip-capture-test-nats:" + runID
+	rabbitImage    = "sip-capture-test-rabbitmq:" + runID
 )
 
 // version is what the sensor's image is built as.
@@ -70,9 +72,11 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "docker:", err)
 		return 1
 	}
-	for image, directory := range map[string]string{
+	images := map[string]string{
 		sensorImage: "..", mosquittoImage: "images/mosquitto", sippImage: "images/sipp", hostImage: "images/host",
-	} {
+		natsImage: "images/nats", rabbitImage: "images/rabbitmq",
+	}
+	for image, directory := range images {
 		start := time.Now()
 		if err := build(ctx, image, directory); err != nil {
 			fmt.Fprintf(os.Stderr, "building %s: %v\n", image, err)
@@ -81,7 +85,7 @@ func run(m *testing.M) int {
 		fmt.Printf("built %s in %.1f s\n", image, time.Since(start).Seconds())
 	}
 	code := m.Run()
-	for _, image := range []string{sensorImage, mosquittoImage, sippImage, hostImage} {
+	for image := range images {
 		// Only the tag: the layers stay for the next build.
 		if _, err := docker.ImageRemove(ctx, image, client.ImageRemoveOptions{}); err != nil {
 			fmt.Fprintf(os.Stderr, "removing %s: %v\n", image, err)
@@ -267,6 +271,12 @@ type subscription struct {
 // subscribe subscribes with QoS 1 at a broker's address. It reconnects and subscribes again where a broker restarts.
 func subscribe(t *testing.T, address, topic string) *subscription {
 	t.Helper()
+	return subscribeWith(t, mqtt.NewClientOptions().AddBroker("tcp://"+address), topic)
+}
+
+// subscribeWith is subscribe with options that say where the broker is.
+func subscribeWith(t *testing.T, options *mqtt.ClientOptions, topic string) *subscription {
+	t.Helper()
 	s := &subscription{}
 	collect := func(_ mqtt.Client, m mqtt.Message) {
 		s.mu.Lock()
@@ -274,7 +284,7 @@ func subscribe(t *testing.T, address, topic string) *subscription {
 		s.received = append(s.received, bytes.Clone(m.Payload()))
 	}
 	subscribed := make(chan error, 1)
-	options := mqtt.NewClientOptions().AddBroker("tcp://" + address).SetProtocolVersion(4).
+	options.SetProtocolVersion(4).
 		SetClientID(fmt.Sprintf("test-%d", time.Now().UnixNano())).SetCleanSession(false).
 		SetMaxReconnectInterval(200 * time.Millisecond).
 		SetOnConnectHandler(func(c mqtt.Client) {
@@ -287,7 +297,7 @@ func subscribe(t *testing.T, address, topic string) *subscription {
 		})
 	c := mqtt.NewClient(options)
 	if token := c.Connect(); token.Wait() && token.Error() != nil {
-		t.Fatalf("subscribing at %s: %v", address, token.Error())
+		t.Fatalf("subscribing at %s: %v", options.Servers, token.Error())
 	}
 	t.Cleanup(func() { c.Disconnect(100) })
 	if err := <-subscribed; err != nil {

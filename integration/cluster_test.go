@@ -1,0 +1,311 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"github.com/testcontainers/testcontainers-go"
+)
+
+// The tests here run a sensor with clusters of three brokers, in the configuration of deploy/, kill the node that the sensor
+// is connected to while 1,000 messages a second come in, start it again, and do that twice. A session that was there before
+// has every message, and all that the sensor counts as published is kept by the cluster.
+
+// clusterRate is how many messages a second are sent to a sensor with a cluster.
+const clusterRate = 1000
+
+// cluster is three brokers and a sensor that knows all of them.
+type cluster struct {
+	delivery
+	names        []string
+	nodes        map[string]testcontainers.Container
+	healthy      []string // the command that says so in a node
+	certificates map[string][]byte
+}
+
+// clusterKind is what is special about the nodes of one maker.
+type clusterKind struct {
+	name, image string            // the nodes are NAME-1 to NAME-3
+	directory   string            // of its configuration in the image
+	files       map[string]string // from deploy/, by their name in directory
+	env         map[string]string
+	healthy     []string
+	leads       bool // the first node has to be up before the others join it
+}
+
+// newCluster starts three nodes and waits until each says that it is well.
+func newCluster(t *testing.T, kind clusterKind) *cluster {
+	t.Helper()
+	c := &cluster{delivery: delivery{t: t, network: newNetwork(t)}, nodes: map[string]testcontainers.Container{}, healthy: kind.healthy}
+	for i := range 3 {
+		c.names = append(c.names, fmt.Sprintf("%s-%d", kind.name, i+1))
+	}
+	c.certificates = newAuthority(t, c.names...)
+	contents := map[string][]byte{
+		"ca.pem": c.certificates["ca.pem"], "server.pem": c.certificates["broker.pem"], "server.key": c.certificates["broker.key"],
+	}
+	for name, file := range kind.files {
+		contents[name] = deployFile(t, file)
+	}
+	var files []testcontainers.ContainerFile
+	for name, content := range contents {
+		files = append(files, testcontainers.ContainerFile{
+			Reader: bytes.NewReader(content), ContainerFilePath: path.Join(kind.directory, name), FileMode: 0o644,
+		})
+	}
+	for n, name := range c.names {
+		for i, content := range files {
+			files[i].Reader = bytes.NewReader(contents[path.Base(content.ContainerFilePath)])
+		}
+		c.nodes[name] = startContainer(t, kind.image, onNetwork(c.network, name), testcontainers.WithEnv(kind.env),
+			testcontainers.WithEnv(map[string]string{"NODE": name}), testcontainers.WithFiles(files...),
+			testcontainers.WithConfigModifier(func(c *container.Config) { c.Hostname = name }))
+		if n == 0 && kind.leads {
+			c.untilHealthy(name)
+		}
+	}
+	for _, name := range c.names {
+		c.untilHealthy(name)
+	}
+	c.socket = newSocket(t)
+	return c
+}
+
+// deployFile is a file of those that users are to copy.
+func deployFile(t *testing.T, name string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path.Join("deploy", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func (c *cluster) untilHealthy(name string) {
+	c.t.Helper()
+	start := time.Now()
+	defer func() {
+		if c.t.Failed() {
+			c.t.Logf("log of %s:\n%s", name, logs(c.t, c.nodes[name]))
+		}
+	}()
+	eventually(c.t, 2*time.Minute, name+" is healthy", func() bool { return status(c.t, c.nodes[name], c.healthy...) == 0 })
+	c.t.Logf("%s is healthy after %.1f s", name, time.Since(start).Seconds())
+}
+
+// options are those of a subscriber that finds the nodes in this order: their addresses are known to Docker only.
+func (c *cluster) options(user, password string, names ...string) *mqtt.ClientOptions {
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM(c.certificates["ca.pem"])
+	options := mqtt.NewClientOptions().SetUsername(user).SetPassword(password).
+		SetCustomOpenConnectionFn(func(node *url.URL, _ mqtt.ClientOptions) (net.Conn, error) {
+			dialer := &tls.Dialer{
+				NetDialer: &net.Dialer{Timeout: time.Second},
+				Config:    &tls.Config{RootCAs: authorities, ServerName: node.Hostname()},
+			}
+			return dialer.Dial("tcp", c.addressOf(c.nodes[node.Hostname()])+":8883")
+		})
+	for _, name := range names {
+		options.AddBroker("ssl://" + name + ":8883")
+	}
+	return options
+}
+
+// start starts the sensor, with the user "sensor".
+func (c *cluster) start(password string) {
+	c.t.Helper()
+	directory, files := withFiles(c.t, map[string][]byte{"ca.pem": c.certificates["ca.pem"], "password": []byte(password + "\n")})
+	var urls []string
+	for _, name := range c.names {
+		urls = append(urls, "ssl://"+name)
+	}
+	c.sensor = startSensor(c.t, c.network, map[string]string{
+		"INTERFACE": "eth0", "BROKER": strings.Join(urls, ","), "TOPIC": "sip", "STATUS_TOPIC": "sip/status", "USERNAME": "sensor",
+		"PASSWORD_FILE": directory + "/password", "CA_FILE": directory + "/ca.pem",
+	}, files)
+}
+
+// connectedTo is the node that the sensor's connection goes to, by the kernel's own table.
+func (c *cluster) connectedTo() string {
+	c.t.Helper()
+	const established = "01"
+	table, err := os.ReadFile("/proc/" + pid(c.t, c.sensor) + "/net/tcp")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line) // sl, local address, remote address, state …
+		remote, isBroker := strings.CutSuffix(fields[2], fmt.Sprintf(":%04X", 8883))
+		if !isBroker || fields[3] != established {
+			continue
+		}
+		address, err := hex.DecodeString(remote)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		ip := make(net.IP, net.IPv4len)
+		binary.BigEndian.PutUint32(ip, binary.NativeEndian.Uint32(address))
+		for _, name := range c.names {
+			if c.addressOf(c.nodes[name]) == ip.String() {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// kill ends a node at once.
+func (c *cluster) kill(name string) {
+	c.t.Helper()
+	id := c.nodes[name].GetContainerID()
+	if _, err := docker.ContainerKill(context.Background(), id, client.ContainerKillOptions{Signal: "KILL"}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// restart starts a node that was killed, with what it has on its disk.
+func (c *cluster) restart(name string) {
+	c.t.Helper()
+	id := c.nodes[name].GetContainerID()
+	if _, err := docker.ContainerStart(context.Background(), id, client.ContainerStartOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+	c.untilHealthy(name)
+}
+
+// loseNodes kills the node that the sensor is connected to and starts it again, twice, each in 10 s of messages.
+func (c *cluster) loseNodes() {
+	c.t.Helper()
+	var killed []string
+	for range 2 {
+		sending := make(chan bool)
+		go func() {
+			defer close(sending)
+			c.sendAt(10*time.Second, clusterRate)
+		}()
+		time.Sleep(2 * time.Second)
+		name := c.connectedTo()
+		if name == "" {
+			c.t.Fatal("the sensor isn't connected")
+		}
+		killed = append(killed, name)
+		c.kill(name)
+		start := time.Now()
+		eventually(c.t, 20*time.Second, "the sensor has another node", func() bool {
+			now := c.connectedTo()
+			return now != "" && now != name
+		})
+		c.t.Logf("%s killed, another node after %.1f s", name, time.Since(start).Seconds())
+		c.restart(name)
+		<-sending
+	}
+	if killed[0] == killed[1] {
+		c.t.Errorf("%s was killed twice", killed[0])
+	}
+}
+
+// arrivals counts what a subscriber was given of the numbers from 1 to last.
+type arrivals struct {
+	missing    int // numbers that never came
+	late       int // numbers that came first when a higher one had come
+	duplicates int
+}
+
+func arrived(t *testing.T, payloads [][]byte, last int) (a arrivals) {
+	t.Helper()
+	seen := map[int]bool{}
+	highest := 0
+	for _, payload := range payloads {
+		m := callNumber.FindSubmatch(decode(t, payload).SIP)
+		if m == nil {
+			t.Fatalf("not one of ours: %q", payload)
+		}
+		number, _ := strconv.Atoi(string(m[1]))
+		switch {
+		case seen[number]:
+			a.duplicates++
+		case number < highest:
+			a.late++
+		}
+		seen[number] = true
+		highest = max(highest, number)
+	}
+	a.missing = last - len(seen)
+	return a
+}
+
+// allKept asserts what a cluster promises: a session has everything that was sent, and the sensor's counters say so. What was on
+// the way to a subscriber whose node is killed comes again when its acknowledgement is 30 s late (NATS).
+func (c *cluster) allKept(topic *subscription) arrivals {
+	c.t.Helper()
+	c.untilPublished(30 * time.Second)
+	s := stopSensor(c.t, c.sensor)
+	if s.Published != uint64(c.sent) || sum(s.Messages) != uint64(c.sent) || s.Dropped != 0 || s.QueueMessages != 0 {
+		c.t.Errorf("sent %d, the counters say %+v", c.sent, s)
+	}
+	allStats(c.t, c.sensor)
+	var a arrivals
+	for end := time.Now().Add(45 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if a = arrived(c.t, topic.payloads(), c.sent); a.missing == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	c.t.Logf("%d messages: %d missing, %d late, %d duplicates", c.sent, a.missing, a.late, a.duplicates)
+	if a.missing > 0 {
+		c.t.Errorf("%d of %d messages never came", a.missing, c.sent)
+	}
+	return a
+}
+
+// health asks a NATS node, in its own network.
+const health = `exec 3<>/dev/tcp/127.0.0.1/8222; printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3; grep -q '"status":"ok"' <&3`
+
+// TestNATS: JetStream, and a session over MQTT, which is a consumer of the stream that has the messages.
+func TestNATS(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, clusterKind{
+		name: "nats", image: natsImage, directory: "/etc/nats", files: map[string]string{"nats.conf": "nats.conf"},
+		env:     map[string]string{"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"},
+		healthy: []string{"bash", "-c", health},
+	})
+	topic := subscribeWith(t, c.options("reader", "reader-secret", "nats-3", "nats-2", "nats-1"), "sip")
+	c.start("sensor-secret")
+	c.loseNodes()
+	// The order isn't asserted: the nodes store what a connection sends each by itself, and where one of these fails, it is sent
+	// again behind the others.
+	c.allKept(topic)
+}
+
+// TestRabbitMQ: a session over MQTT, which is a quorum queue bound to the topic. Its order is that of the sensor.
+func TestRabbitMQ(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, clusterKind{
+		name: "rabbit", image: rabbitImage, directory: "/etc/rabbitmq",
+		files: map[string]string{"rabbitmq.conf": "rabbitmq.conf", "definitions.json": "rabbitmq-definitions.json"},
+		// The plugin listens when the node has joined the others, and costs less to ask than rabbitmq-diagnostics.
+		healthy: []string{"bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8883"},
+		leads:   true,
+	})
+	topic := subscribeWith(t, c.options("reader", "change-me-reader", "rabbit-3", "rabbit-2", "rabbit-1"), "sip")
+	c.start("change-me-sensor")
+	c.loseNodes()
+	if late := c.allKept(topic).late; late > 0 {
+		t.Errorf("%d messages came first when a later one had come", late)
+	}
+}

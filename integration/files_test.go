@@ -1,0 +1,214 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/testcontainers/testcontainers-go"
+	"github.com/testcontainers/testcontainers-go/wait"
+	"go.yaml.in/yaml/v3"
+)
+
+// The tests of this file and those of deploy_test.go, readme_test.go, cluster_test.go and clouds_test.go read, run or parse
+// each of the files in deploy/.
+
+// tested says for each file in deploy/ which test that is.
+var tested = map[string]string{
+	"aws-iot-policy.json":       "TestReadmePolicy (read; only AWS can run it)",
+	"compose.yaml":              "TestComposeService",
+	"grafana.json":              "TestDashboard",
+	"kubernetes.yaml":           "TestKubernetes",
+	"mosquitto-acl":             "TestService, TestReadmeBridge",
+	"mosquitto-bridge.conf":     "TestReadmeBridge",
+	"mosquitto.conf":            "TestService, TestReadmeBridge",
+	"nats.conf":                 "TestNATS",
+	"prometheus-rules.yml":      "TestService, TestDashboard",
+	"prometheus.yml":            "TestDashboard",
+	"rabbitmq-definitions.json": "TestRabbitMQ",
+	"rabbitmq.conf":             "TestRabbitMQ",
+	"sensor.nft":                "TestService",
+}
+
+func TestDeployFiles(t *testing.T) {
+	entries, err := os.ReadDir("deploy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+		if tested[entry.Name()] == "" {
+			t.Errorf("nothing says which test reads %s", entry.Name())
+		}
+	}
+	for name := range tested {
+		if !slices.Contains(names, name) {
+			t.Errorf("there is no %s", name)
+		}
+	}
+}
+
+// TestDashboard: Prometheus, configured as in deploy/, scrapes a sensor, and answers each query of the Grafana dashboard with
+// data. All that the sensor exposes is on the dashboard.
+func TestDashboard(t *testing.T) {
+	t.Parallel()
+	networkName := newNetwork(t)
+	startBroker(t, networkName)
+	sensor := startSensor(t, networkName, map[string]string{
+		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9060", "SIP_FILTER": "(method invite)",
+	})
+	address, err := sensor.ContainerIP(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := startHost(t, networkName)
+	configuration := replaced(t, string(deployFile(t, "prometheus.yml")), "127.0.0.1:9060", address+":9060", "scrape_interval: 15s", "scrape_interval: 1s")
+	write(t, host, "/tmp/prometheus.yml", configuration)
+	write(t, host, "/tmp/prometheus-rules.yml", string(deployFile(t, "prometheus-rules.yml")))
+	bash(t, host, `promtool check config /tmp/prometheus.yml
+prometheus --config.file=/tmp/prometheus.yml --storage.tsdb.path=/tmp/data --web.listen-address=127.0.0.1:9090 >/tmp/prometheus.log 2>&1 &
+until curl -sf http://127.0.0.1:9090/-/ready; do sleep 0.2; done`)
+
+	socket := newSocket(t)
+	for i := range 20 {
+		for _, message := range [][]byte{numbered(i), []byte("OPTIONS sip:x SIP/2.0\r\n\r\n")} {
+			if _, err := socket.WriteTo(message, &net.UDPAddr{IP: net.ParseIP(address), Port: 5060}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	// query returns how many series Prometheus answers with, and the largest value.
+	query := func(expression string) (series int, largest float64) {
+		t.Helper()
+		answer := bash(t, host, "curl -sf 'http://127.0.0.1:9090/api/v1/query?query="+url.QueryEscape(expression)+"'")
+		var parsed struct {
+			Data struct {
+				Result []struct{ Value [2]json.RawMessage }
+			}
+		}
+		if err := json.Unmarshal([]byte(answer), &parsed); err != nil {
+			t.Fatalf("%s: %v: %s", expression, err, answer)
+		}
+		for _, result := range parsed.Data.Result {
+			var value float64
+			if _, err := fmt.Sscanf(string(result.Value[1]), `"%g"`, &value); err == nil {
+				largest = max(largest, value)
+			}
+		}
+		return len(parsed.Data.Result), largest
+	}
+	eventually(t, 20*time.Second, "Prometheus has scraped the messages twice", func() bool {
+		_, published := query("sip_capture_messages_published_total")
+		_, samples := query("count_over_time(sip_capture_messages_published_total[1m])")
+		return published == 20 && samples >= 3
+	})
+	if n, _ := query(`up{job="sip-capture"}`); n != 1 {
+		t.Errorf("%d targets", n)
+	}
+	if n, _ := query("ALERTS"); n != 0 {
+		t.Errorf("%d alerts", n)
+	}
+
+	var dashboard struct {
+		Title         string
+		SchemaVersion int
+		Templating    struct{ List []struct{ Name, Query string } }
+		Panels        []struct {
+			ID                       int
+			Type, Title, Description string
+			GridPos                  struct{ X, Y, W, H int }
+			Targets                  []struct{ Expr, LegendFormat string }
+		}
+	}
+	if err := json.Unmarshal(deployFile(t, "grafana.json"), &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	shown := ""
+	for _, panel := range dashboard.Panels {
+		if panel.Title == "" || panel.Description == "" || panel.GridPos.X+panel.GridPos.W > 24 || len(panel.Targets) == 0 {
+			t.Errorf("panel %+v", panel)
+		}
+		for _, target := range panel.Targets {
+			shown += target.Expr + "\n"
+			if n, _ := query(replaced(t, strings.ReplaceAll(target.Expr, "$__rate_interval", "1m"), "$instance", ".*")); n == 0 {
+				t.Errorf("%s: nothing for %s", panel.Title, target.Expr)
+			}
+		}
+	}
+	for name := range metrics(t, address+":9060") {
+		name, _, _ = strings.Cut(name, "{")
+		if !regexp.MustCompile(name + `\b`).MatchString(shown) {
+			t.Errorf("%s is not on the dashboard", name)
+		}
+	}
+	variable := dashboard.Templating.List[1]
+	metric := regexp.MustCompile(`^label_values\((\w+), instance\)$`).FindStringSubmatch(variable.Query)
+	if variable.Name != "instance" || metric == nil {
+		t.Fatalf("variable %+v", variable)
+	}
+	if n, _ := query(metric[1]); n != 1 {
+		t.Errorf("%d instances", n)
+	}
+}
+
+// composeService is the service of deploy/compose.yaml; a field that isn't here is an error there.
+type composeService struct {
+	Image       string            `yaml:"image"`
+	NetworkMode string            `yaml:"network_mode"`
+	Environment map[string]string `yaml:"environment"`
+	Secrets     []string          `yaml:"secrets"`
+	Healthcheck struct {
+		Test        []string      `yaml:"test"`
+		Interval    time.Duration `yaml:"interval"`
+		Timeout     time.Duration `yaml:"timeout"`
+		Retries     int           `yaml:"retries"`
+		StartPeriod time.Duration `yaml:"start_period"`
+	} `yaml:"healthcheck"`
+	CapDrop         []string      `yaml:"cap_drop"`
+	CapAdd          []string      `yaml:"cap_add"`
+	ReadOnly        bool          `yaml:"read_only"`
+	Restart         string        `yaml:"restart"`
+	StopGracePeriod time.Duration `yaml:"stop_grace_period"`
+	MemLimit        string        `yaml:"mem_limit"`
+}
+
+// TestComposeService runs the image with the settings of deploy/compose.yaml, and its health check in it.
+func TestComposeService(t *testing.T) {
+	t.Parallel()
+	var file struct {
+		Services map[string]composeService
+		Secrets  map[string]struct{ File string }
+	}
+	decoder := yaml.NewDecoder(strings.NewReader(string(deployFile(t, "compose.yaml"))))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(&file); err != nil {
+		t.Fatal(err)
+	}
+	service := file.Services["sip-capture"]
+	if service.NetworkMode != "host" || !service.ReadOnly || !slices.Equal(service.CapDrop, []string{"ALL"}) || !slices.Equal(service.CapAdd, []string{"NET_RAW"}) ||
+		service.StopGracePeriod < 10*time.Second || service.Environment["PASSWORD_FILE"] != "/run/secrets/"+service.Secrets[0] || file.Secrets[service.Secrets[0]].File == "" {
+		t.Errorf("the service is %+v", service)
+	}
+	networkName := newNetwork(t)
+	env := service.Environment
+	env["INTERFACE"] = "eth0"
+	directory, _ := withFiles(t, map[string][]byte{service.Secrets[0]: []byte("secret\n")})
+	sensor := startContainer(t, sensorImage, sensorRequest(networkName, env, bound(directory, "/run/secrets"),
+		testcontainers.WithWaitStrategy(wait.ForLog(`"msg":"stats"`)))...)
+	test := service.Healthcheck.Test
+	if len(test) < 2 || test[0] != "CMD" {
+		t.Fatalf("the health check is %q", test)
+	}
+	if code := status(t, sensor, test[1:]...); code != 0 {
+		t.Errorf("the health check of a healthy sensor ends with %d", code)
+	}
+}
