@@ -25,8 +25,8 @@ func readText(t *testing.T, path string) string {
 	return string(text)
 }
 
-// TestReadmeSize: the README is short, and answers in its first 120 lines what it is, how it is started, what it never does, and
-// how to check that.
+// TestReadmeSize: the README is short, and its first 120 lines have what it is, how it is started, what it never does, and how
+// to check that.
 func TestReadmeSize(t *testing.T) {
 	const mostCharacters, firstLines = 40_000, 120
 	text := readText(t, "README.md")
@@ -50,7 +50,8 @@ var fence = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
 // anchors are those of the headings of a text, as GitHub makes them.
 func anchors(text string) map[string]bool {
 	all := map[string]bool{}
-	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+	headings := regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1)
+	for _, heading := range headings {
 		all[strings.Map(func(r rune) rune {
 			switch {
 			case r == ' ':
@@ -114,7 +115,7 @@ func TestReadmeFilters(t *testing.T) {
 	text := readText(t, "README.md")
 	filters := regexp.MustCompile("(?ms)^```lisp\n(.*?)^```$").FindAllStringSubmatch(text, -1)
 	filters = append(filters, regexp.MustCompile(`SIP_FILTER='([^']+)'`).FindAllStringSubmatch(text, -1)...)
-	if len(filters) < 5 {
+	if len(filters) < 2 { // those of the section on the language: TestFilterReadme
 		t.Errorf("%d filters", len(filters))
 	}
 	for _, filter := range filters {
@@ -176,32 +177,20 @@ func TestReadmeBPF(t *testing.T) {
 			traffic: [][]header{over(5060), {tcpHeader(40000, 80, 1, ""), sip}},
 		},
 		{
-			name:    "HEP to port 9060, too",
-			traffic: [][]header{over(5060), over(9060)},
+			name: "UDP tunnels",
+			traffic: [][]header{
+				{udpHeader(40000, 4789), vxlanHeader(7), ethernetHeader(), packet[0], packet[1], sip},
+				{udpHeader(40000, 6081), geneveHeader(7), ethernetHeader(), packet[0], packet[1], sip},
+				over(2152), over(37008), over(9060),
+			},
 		},
 		{
-			name:    "VXLAN",
-			traffic: [][]header{append(over(4789)[:1], vxlanHeader(7), ethernetHeader(), packet[0], packet[1], sip)},
-		},
-		{
-			name:    "Geneve",
-			traffic: [][]header{append(over(6081)[:1], geneveHeader(7), ethernetHeader(), packet[0], packet[1], sip)},
-		},
-		{
-			name:    "GRE, ERSPAN",
-			traffic: [][]header{append([]header{greHeader("")}, packet...)},
-		},
-		{
-			name:    "IP in IP, 6in4",
-			traffic: [][]header{packet, {ipv6Header(), packet[1], sip}},
-		},
-		{
-			name:    "GTP-U",
-			traffic: [][]header{over(2152)},
-		},
-		{
-			name:    "TZSP",
-			traffic: [][]header{over(37008)},
+			name: "GRE, ERSPAN, IP in IP, 6in4",
+			traffic: [][]header{
+				append([]header{greHeader("")}, packet...),
+				packet,
+				{ipv6Header(), packet[1], sip},
+			},
 		},
 		{
 			name: "MPLS, PPPoE, VN-Tag",
@@ -223,7 +212,8 @@ func TestReadmeBPF(t *testing.T) {
 
 	_, table, _ := strings.Cut(readText(t, "README.md"), "\n## Where to place it\n")
 	table, _, _ = strings.Cut(table, "\n## ")
-	rows := regexp.MustCompile("(?m)^\\| ([^|\n]+) \\| ([^|\n]+) \\| `([^`|\n]* [^`|\n]*)` \\|$").FindAllStringSubmatch(table, -1)
+	row3 := regexp.MustCompile("(?m)^\\| ([^|\n]+) \\| ([^|\n]+) \\| `([^`|\n]* [^`|\n]*)` \\|$")
+	rows := row3.FindAllStringSubmatch(table, -1)
 	if len(rows) != len(places) {
 		t.Fatalf("%d filters in the README, %d here: %q", len(rows), len(places), rows)
 	}

@@ -22,6 +22,12 @@ import (
 
 // tested says for each file in deploy/ which test that is.
 var tested = map[string]string{
+	"README.md":                 "TestReadmeCommands and the tests that it names",
+	"envelopes2pcap.py":         "TestReadmeDesk",
+	"reader":                    "TestReadmeDesk",
+	"reader.py":                 "TestReadmeDesk",
+	"split-link.txt":            "TestReadmeSplit",
+	"telegraf.conf":             "TestReadmeTelegraf",
 	"aws-iot-policy.json":       "TestReadmePolicy (read; only AWS can run it)",
 	"compose.yaml":              "TestComposeService",
 	"grafana.json":              "TestDashboard",
@@ -121,8 +127,10 @@ until curl -sf http://127.0.0.1:9090/-/ready; do sleep 0.2; done`)
 	var dashboard struct {
 		Title         string
 		SchemaVersion int
-		Templating    struct{ List []struct{ Name, Query string } }
-		Panels        []struct {
+		Templating    struct {
+			List []struct{ Name, Query string }
+		}
+		Panels []struct {
 			ID                       int
 			Type, Title, Description string
 			GridPos                  struct{ X, Y, W, H int }
