@@ -3,6 +3,7 @@ package integration
 import (
 	"archive/zip"
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -186,14 +187,14 @@ until mosquitto_pub -t x -m x 2>/dev/null; do sleep 0.1; done`
 
 // startDesk starts a machine with a Mosquitto as Debian has it, sip-capture in its path and in the directory, and a capture
 // file.
-func startDesk(t *testing.T, networkName string) testcontainers.Container {
+func startDesk(t *testing.T, networkName string, options ...testcontainers.ContainerCustomizer) testcontainers.Container {
 	t.Helper()
-	c := startHost(t, networkName, testcontainers.WithFiles(
+	c := startHost(t, networkName, append(options, testcontainers.WithFiles(
 		testcontainers.ContainerFile{HostFilePath: filepath.Join(packagesDirectory(t), "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH),
 			ContainerFilePath: "/root/sip-capture", FileMode: 0o755},
 		testcontainers.ContainerFile{HostFilePath: "../testdata/sipp_udp.pcap", ContainerFilePath: "/root/calls.pcap", FileMode: 0o644},
 		testcontainers.ContainerFile{HostFilePath: "deploy/reader.py", ContainerFilePath: "/root/reader.py", FileMode: 0o755},
-		testcontainers.ContainerFile{HostFilePath: "deploy/envelopes2pcap.py", ContainerFilePath: "/root/integration/deploy/envelopes2pcap.py", FileMode: 0o755}))
+		testcontainers.ContainerFile{HostFilePath: "deploy/envelopes2pcap.py", ContainerFilePath: "/root/integration/deploy/envelopes2pcap.py", FileMode: 0o755}))...)
 	bash(t, c, "ln -s /root/sip-capture /usr/local/bin/\n"+startMosquitto)
 	return c
 }
@@ -383,6 +384,50 @@ kill $sensors; wait $sensors; sleep 0.3`)
 	})
 }
 
+// telegraf is built with what the configuration uses, and nothing else.
+const telegraf = "github.com/influxdata/telegraf/cmd/telegraf@v1.36.4"
+
+// TestReadmeTelegraf: Telegraf with deploy/telegraf.conf writes each message to its output, with its time.
+func TestReadmeTelegraf(t *testing.T) {
+	t.Parallel()
+	directory := t.TempDir()
+	build := exec.Command("go", "install", "-tags", "custom,inputs.mqtt_consumer,outputs.file,parsers.json_v2,serializers.json", telegraf)
+	build.Env = append(os.Environ(), "GOBIN="+directory, "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	desk := startDesk(t, newNetwork(t), bound(directory, "/telegraf"))
+	write(t, desk, "/root/telegraf.conf", string(deployFile(t, "telegraf.conf")))
+	published := collected(t, desk, `mkdir -p /var/lib/telegraf
+/telegraf/telegraf --config telegraf.conf >telegraf.log 2>&1 &
+until grep -q Connected telegraf.log; do sleep 0.1; done; sleep 1
+INCLUDE_ADDRESSES=true TOPIC=sip PCAP_FILE=calls.pcap ./sip-capture >/dev/null`)
+	var want, got []string
+	for _, line := range published {
+		e := decode(t, []byte(line))
+		want = append(want, fmt.Sprint(e.ID, e.Time.UnixNano(), base64.StdEncoding.EncodeToString(e.SIP)))
+	}
+	eventually(t, 20*time.Second, fmt.Sprint(len(want), " lines of Telegraf"), func() bool {
+		got = nil
+		for line := range strings.Lines(bash(t, desk, "cat /var/lib/telegraf/sip.json")) {
+			var point struct {
+				Timestamp int64
+				Fields    struct{ ID, SIP, Src string }
+			}
+			if err := json.Unmarshal([]byte(line), &point); err != nil || point.Fields.Src == "" {
+				t.Fatalf("%v: %s", err, line)
+			}
+			got = append(got, fmt.Sprint(point.Fields.ID, point.Timestamp, point.Fields.SIP))
+		}
+		return len(got) >= len(want)
+	})
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("%d messages, and Telegraf wrote %d others", len(want), len(got))
+	}
+}
+
 // TestReadmeBridge: a broker at the site passes on to the broker in the cloud, over TLS, and keeps what comes in between.
 func TestReadmeBridge(t *testing.T) {
 	t.Parallel()
@@ -532,6 +577,20 @@ func TestReadmeDocker(t *testing.T) {
 	if err := sensor.Wait(); err != nil {
 		t.Errorf("docker run: %v", err)
 	}
+
+	// Its health, asked as the README says, with settings from the file that it names: its defaults, and a topic.
+	health := regexp.MustCompile("`(--health-cmd [^`]+)` with `([^`]+)`").FindStringSubmatch(readme(t))
+	settings := regexp.MustCompile("`--env-file ([^`]+)`").FindStringSubmatch(readme(t))
+	if health == nil || settings == nil {
+		t.Fatal("the README has no health check, or no file with settings")
+	}
+	docker("sed -e 's/^TOPIC=$/TOPIC=sip/' -e 's/^#\\([A-Z_]*=\\)/\\1/' '" + root + "'/" + settings[1] + " >env")
+	docker("docker run -d --name " + name + "-health --label " + runLabel + "=" + runID + " --network none --cap-drop ALL --cap-add NET_RAW --read-only " +
+		"--env-file env --health-interval 1s " + health[1] + " " + health[2] + " " + image)
+	t.Cleanup(func() { exec.Command("docker", "rm", "--force", name+"-health").Run() })
+	eventually(t, 30*time.Second, "the container is healthy", func() bool {
+		return strings.TrimSpace(docker("docker inspect --format '{{.State.Health.Status}}' "+name+"-health")) == "healthy"
+	})
 
 	_, file, _ := strings.Cut(readmeBlock(t, "sh", "TOPIC=sip PCAP_FILE=calls.pcap ./sip-capture\n"), "\n")
 	file, _, _ = strings.Cut(file, "\ntcpdump")
