@@ -23,6 +23,8 @@ import (
 // tested says for each file in deploy/ which test that is.
 var tested = map[string]string{
 	"aws-iot-policy.json":       "TestReadmePolicy (read; only AWS can run it)",
+	"clouds":                    "TestClouds, TestAWS",
+	"clouds.md":                 "TestClouds",
 	"compose.yaml":              "TestComposeService",
 	"grafana.json":              "TestDashboard",
 	"kubernetes.yaml":           "TestKubernetes",
@@ -121,8 +123,10 @@ until curl -sf http://127.0.0.1:9090/-/ready; do sleep 0.2; done`)
 	var dashboard struct {
 		Title         string
 		SchemaVersion int
-		Templating    struct{ List []struct{ Name, Query string } }
-		Panels        []struct {
+		Templating    struct {
+			List []struct{ Name, Query string }
+		}
+		Panels []struct {
 			ID                       int
 			Type, Title, Description string
 			GridPos                  struct{ X, Y, W, H int }
