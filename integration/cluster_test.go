@@ -200,10 +200,11 @@ func (c *cluster) loseNodes() {
 			c.sendAt(10*time.Second, clusterRate)
 		}()
 		time.Sleep(2 * time.Second)
-		name := c.connectedTo()
-		if name == "" {
-			c.t.Fatal("the sensor isn't connected")
-		}
+		var name string
+		eventually(c.t, 20*time.Second, "the sensor is connected", func() bool {
+			name = c.connectedTo()
+			return name != ""
+		})
 		killed = append(killed, name)
 		c.kill(name)
 		start := time.Now()

@@ -92,8 +92,12 @@ func TestPackages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 9 {
-		t.Errorf("%d files in %s, want 4 for each architecture and SHA256SUMS", len(entries), directory)
+	if len(entries) != 10 {
+		t.Errorf("%d files in %s, want 4 for each architecture, those to copy and SHA256SUMS", len(entries), directory)
+	}
+	archive := "tar -xzOf /dist/sip-capture_" + strings.TrimPrefix(version, "v") + "_deploy.tar.gz deploy/kubernetes.yaml"
+	if bash(t, host, archive) != string(deployFile(t, "kubernetes.yaml")) {
+		t.Error("the archive has another kubernetes.yaml")
 	}
 	for _, entry := range entries {
 		if entry.Name() != "SHA256SUMS" && !slices.ContainsFunc(sums, func(line string) bool { return strings.HasSuffix(line, entry.Name()) }) {

@@ -1,11 +1,16 @@
 package integration
 
 import (
+	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,13 +28,15 @@ import (
 // tested says for each file in deploy/ which test that is.
 var tested = map[string]string{
 	"README.md":                 "TestReadmeCommands and the tests that it names",
-	"envelopes2pcap.py":         "TestReadmeDesk",
 	"reader":                    "TestReadmeDesk",
 	"reader.py":                 "TestReadmeDesk",
 	"split-link.txt":            "TestReadmeSplit",
 	"telegraf.conf":             "TestReadmeTelegraf",
 	"aws-iot-policy.json":       "TestReadmePolicy (read; only AWS can run it)",
+	"clouds":                    "TestClouds, TestAWS",
+	"clouds.md":                 "TestClouds",
 	"compose.yaml":              "TestComposeService",
+	"envelopes-to-pcap.py":      "TestEnvelopesToPcap",
 	"grafana.json":              "TestDashboard",
 	"kubernetes.yaml":           "TestKubernetes",
 	"mosquitto-acl":             "TestService, TestReadmeBridge",
@@ -69,14 +76,14 @@ func TestDashboard(t *testing.T) {
 	networkName := newNetwork(t)
 	startBroker(t, networkName)
 	sensor := startSensor(t, networkName, map[string]string{
-		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9060", "SIP_FILTER": "(method invite)",
+		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9464", "SIP_FILTER": "(method invite)",
 	})
 	address, err := sensor.ContainerIP(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	host := startHost(t, networkName)
-	configuration := replaced(t, string(deployFile(t, "prometheus.yml")), "127.0.0.1:9060", address+":9060", "scrape_interval: 15s", "scrape_interval: 1s")
+	configuration := replaced(t, string(deployFile(t, "prometheus.yml")), "127.0.0.1:9464", address+":9464", "scrape_interval: 15s", "scrape_interval: 1s")
 	write(t, host, "/tmp/prometheus.yml", configuration)
 	write(t, host, "/tmp/prometheus-rules.yml", string(deployFile(t, "prometheus-rules.yml")))
 	bash(t, host, `promtool check config /tmp/prometheus.yml
@@ -152,7 +159,7 @@ until curl -sf http://127.0.0.1:9090/-/ready; do sleep 0.2; done`)
 			}
 		}
 	}
-	for name := range metrics(t, address+":9060") {
+	for name := range metrics(t, address+":9464") {
 		name, _, _ = strings.Cut(name, "{")
 		if !regexp.MustCompile(name + `\b`).MatchString(shown) {
 			t.Errorf("%s is not on the dashboard", name)
@@ -218,5 +225,65 @@ func TestComposeService(t *testing.T) {
 	}
 	if code := status(t, sensor, test[1:]...); code != 0 {
 		t.Errorf("the health check of a healthy sensor ends with %d", code)
+	}
+}
+
+// TestEnvelopesToPcap: envelopes of three capture files become one that tshark reads as SIP, with the same bytes, addresses and
+// times, and no wrong checksum.
+func TestEnvelopesToPcap(t *testing.T) {
+	t.Parallel()
+	networkName := newNetwork(t)
+	broker := startBroker(t, networkName)
+	topic := subscribe(t, broker.address, "sip")
+	for _, name := range []string{"sipp_udp.pcap", "sipp_ipv6.pcapng", "sipp_tcp.pcap"} {
+		file, err := os.ReadFile("../testdata/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		directory, files := withFiles(t, map[string][]byte{name: file})
+		startContainer(t, sensorImage, sensorRequest(networkName, map[string]string{
+			"PCAP_FILE": directory + "/" + name, "BROKER": broker.url, "TOPIC": "sip", "INCLUDE_ADDRESSES": "true",
+		}, files, testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(time.Minute)))...)
+	}
+	payloads := topic.payloads()
+	if len(payloads) < 100 {
+		t.Fatalf("%d envelopes", len(payloads))
+	}
+	host := startHost(t, "none")
+	write(t, host, "/envelopes-to-pcap.py", string(deployFile(t, "envelopes-to-pcap.py")))
+	write(t, host, "/envelopes", string(bytes.Join(payloads, []byte("\n")))+"\n")
+	bash(t, host, "python3 /envelopes-to-pcap.py </envelopes >/calls.pcap")
+	path := filepath.Join(t.TempDir(), "calls.pcap")
+	if err := os.WriteFile(path, fileFrom(t, host, "/calls.pcap"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	output, err := exec.Command("tshark", "-r", path, "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE", "-T", "fields",
+		"-E", "separator= ", "-e", "frame.time_epoch", "-e", "ip.src", "-e", "ipv6.src", "-e", "udp.srcport", "-e", "ip.dst", "-e", "ipv6.dst",
+		"-e", "udp.dstport", "-e", "ip.checksum.status", "-e", "udp.checksum.status", "-e", "udp.payload", "-e", "sip.Call-ID").Output()
+	if err != nil {
+		t.Fatalf("tshark: %v", err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(output)), "\n")
+	if len(lines) != len(payloads) {
+		t.Fatalf("%d packets of %d envelopes", len(lines), len(payloads))
+	}
+	const good = "1" // a checksum's status in tshark
+	for i, line := range lines {
+		e := decode(t, payloads[i])
+		src, dst := netip.MustParseAddrPort(e.Src), netip.MustParseAddrPort(e.Dst)
+		want := []string{fmt.Sprintf("%d.%09d", e.Time.Unix(), e.Time.Nanosecond()), src.Addr().String(), fmt.Sprint(src.Port()),
+			dst.Addr().String(), fmt.Sprint(dst.Port())}
+		if src.Addr().Is4() {
+			want = append(want, good)
+		}
+		want = append(want, good, hex.EncodeToString(e.SIP))
+		got := strings.Fields(line)
+		if len(got) != len(want)+1 || !slices.Equal(got[:len(want)], want) {
+			t.Fatalf("packet %d: tshark says %.300q, the envelope %.300q", i, got, want)
+		}
+		if !strings.Contains(string(e.SIP), got[len(want)]) {
+			t.Errorf("packet %d: no SIP with the Call-ID %s", i, got[len(want)])
+		}
 	}
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes what a release carries besides the image, for linux/amd64 and linux/arm64: the static binary, a deb, an rpm and a
-# list of what is linked into the binary (SBOM, SPDX 2.3), and SHA256SUMS of them all. The manual page in the packages is
-# what sip-capture -help prints.
+# list of what is linked into the binary (SBOM, SPDX 2.3); the files of integration/deploy in one archive; and SHA256SUMS of them
+# all. The manual page in the packages is what sip-capture -help prints.
 #
 #   integration/packages.sh v1.2.3 dist
 #
@@ -102,5 +102,10 @@ SCRIPT
             { cat "$work/nfpm.log" >&2; exit 1; }
     done
 done
+
+# The files to copy.
+tar -C integration --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --create deploy |
+    gzip --no-name >"$out/sip-capture_${version#v}_deploy.tar.gz"
+
 (cd "$out" && sha256sum -- * >"$work/SHA256SUMS" && mv "$work/SHA256SUMS" .)
 cat "$out/SHA256SUMS"

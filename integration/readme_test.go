@@ -194,7 +194,7 @@ func startDesk(t *testing.T, networkName string, options ...testcontainers.Conta
 			ContainerFilePath: "/root/sip-capture", FileMode: 0o755},
 		testcontainers.ContainerFile{HostFilePath: "../testdata/sipp_udp.pcap", ContainerFilePath: "/root/calls.pcap", FileMode: 0o644},
 		testcontainers.ContainerFile{HostFilePath: "deploy/reader.py", ContainerFilePath: "/root/reader.py", FileMode: 0o755},
-		testcontainers.ContainerFile{HostFilePath: "deploy/envelopes2pcap.py", ContainerFilePath: "/root/integration/deploy/envelopes2pcap.py", FileMode: 0o755}))...)
+		testcontainers.ContainerFile{HostFilePath: "deploy/envelopes-to-pcap.py", ContainerFilePath: "/root/integration/deploy/envelopes-to-pcap.py", FileMode: 0o755}))...)
 	bash(t, c, "ln -s /root/sip-capture /usr/local/bin/\n"+startMosquitto)
 	return c
 }
