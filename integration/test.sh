@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project in one command: formatting, vet, staticcheck, known vulnerabilities, tests, fuzzing, the
-# image, the packages, the README's first screen, the demo, and last the suite in containers.
+# Every check of the project in one command: formatting, vet, staticcheck, known vulnerabilities, the rules of the audit,
+# tests, fuzzing, the image, the packages, the first screen, the demo, and last the suite in containers.
 #
 #   integration/test.sh
 #
@@ -122,6 +122,9 @@ for entry in $entries; do
         *) fail "what is $entry doing at the root?" ;;
     esac
 done
+
+step "audit rules"
+go test -count=1 -run '^TestAudit' -v . | grep -E '^ +\||^(---|FAIL|ok|panic)'
 
 # Twice: the race detector allocates, so that tests of allocations and of time hold only without it.
 step "go test"
