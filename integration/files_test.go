@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
@@ -72,7 +73,11 @@ func TestDashboard(t *testing.T) {
 	startBroker(t, networkName)
 	sensor := startSensor(t, networkName, map[string]string{
 		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9060", "SIP_FILTER": "(method invite)",
-	})
+	}, testcontainers.WithExposedPorts("9060/tcp"), testcontainers.WithWaitStrategy(wait.ForHTTP("/healthz").WithPort("9060/tcp").
+		WithResponseMatcher(func(body io.Reader) bool {
+			text, err := io.ReadAll(body)
+			return err == nil && strings.Contains(string(text), "connected true")
+		})))
 	address, err := sensor.ContainerIP(t.Context())
 	if err != nil {
 		t.Fatal(err)
