@@ -5,7 +5,7 @@
 #   integration/bench.sh --readme    also puts it into README.md, between the two comments there
 #   integration/bench.sh 58          only targets 5 and 8
 #
-# The benchmarks are BenchmarkTarget1 to 8 in bench_test.go, and TestRates in integration/cluster_test.go: target 9, clusters. They measure the program of the image, in a network namespace
+# The benchmarks are BenchmarkTarget1 to 9 in bench_test.go, and target c, clusters of brokers: TestRates in cluster_test.go. They measure the program of the image, in a network namespace
 # of their own in which a Mosquitto runs: nothing of it is on the network of this machine. It takes less than 10 minutes
 # on 2 cores, of which the machine should have nothing else to do.
 #
@@ -23,11 +23,11 @@ fail() {
 }
 
 readme=
-targets=123456789
+targets=123456789c
 case "${1-}" in
     '') ;;
     --readme) readme=yes ;;
-    [1-9]*) targets=$1 ;;
+    [1-9c]*) targets=$1 ;;
     *) echo "usage: $0 [--readme | TARGETS]" >&2; exit 2 ;;
 esac
 [ "$(id -u)" = 0 ] || fail "only root can do this"
@@ -98,19 +98,19 @@ namespace=$(docker inspect --format '{{.State.Pid}}' "$name")
 
 echo "measuring"
 started=$SECONDS
-host_targets=${targets//9/}
+host_targets=${targets//c/}
 if [ -n "$host_targets" ]; then
     BENCH_BROKER=127.0.0.1:1883 BENCH_PROGRAM=$work/sip-capture BENCH_IMAGE=$sensor BENCH_TABLE=$work/rows TMPDIR=$work \
         nsenter --target "$namespace" --net "$work/bench.test" \
         -test.run '^$' -test.bench "^BenchmarkTarget[$host_targets]" -test.benchtime 1x -test.timeout 15m >"$work/bench.log" 2>&1 ||
         { cat "$work/bench.log" >&2; fail "the benchmarks"; }
 fi
-if [[ $targets == *9* ]]; then
+if [[ $targets == *c* ]]; then
     # Three nodes each of NATS and RabbitMQ, whose images are built here: from the Go module proxy and Debian's packages.
     (cd integration && SUITE_RUN=$run BENCH_TABLE=$work/rows go test -count=1 -timeout 10m -run '^TestRates$' -v .) >"$work/rates.log" 2>&1 || {
         cat "$work/rates.log" >&2
         grep -q '^building sip-capture-test-' "$work/rates.log" || fail "the clusters"
-        echo "SKIPPED: target 9: the images of the clusters can't be had here"
+        echo "SKIPPED: target c: the images of the clusters can't be had here"
     }
 fi
 touch "$work/bench.log" "$work/rows"
