@@ -7,11 +7,13 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,14 +48,34 @@ type clusterKind struct {
 	files       map[string]string // from deploy/, by their name in directory
 	env         map[string]string
 	healthy     []string
-	leads       bool // the first node has to be up before the others join it
+	leads       bool   // the first node has to be up before the others join it
+	sensor      string // the passwords of its users
+	reader      string
 }
 
-// newCluster starts three nodes and waits until each says that it is well.
-func newCluster(t *testing.T, kind clusterKind) *cluster {
+// nats and rabbit are the two kinds: their files, and how a node is asked whether it is well.
+var (
+	nats = clusterKind{
+		name: "nats", image: natsImage, directory: "/etc/nats", files: map[string]string{"nats.conf": "nats.conf"},
+		env:     map[string]string{"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"},
+		healthy: []string{"bash", "-c", `exec 3<>/dev/tcp/127.0.0.1/8222; printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3; grep -q '"status":"ok"' <&3`},
+		sensor:  "sensor-secret", reader: "reader-secret",
+	}
+	rabbit = clusterKind{
+		name: "rabbit", image: rabbitImage, directory: "/etc/rabbitmq",
+		files: map[string]string{"rabbitmq.conf": "rabbitmq.conf", "definitions.json": "rabbitmq-definitions.json"},
+		// The plugin listens when the node has joined the others, and costs less to ask than rabbitmq-diagnostics.
+		healthy: []string{"bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8883"},
+		leads:   true,
+		sensor:  "change-me-sensor", reader: "change-me-reader",
+	}
+)
+
+// newCluster starts so many nodes and waits until each says that it is well.
+func newCluster(t *testing.T, kind clusterKind, nodes int) *cluster {
 	t.Helper()
 	c := &cluster{delivery: delivery{t: t, network: newNetwork(t)}, nodes: map[string]testcontainers.Container{}, healthy: kind.healthy}
-	for i := range 3 {
+	for i := range nodes {
 		c.names = append(c.names, fmt.Sprintf("%s-%d", kind.name, i+1))
 	}
 	c.certificates = newAuthority(t, c.names...)
@@ -62,6 +84,10 @@ func newCluster(t *testing.T, kind clusterKind) *cluster {
 	}
 	for name, file := range kind.files {
 		contents[name] = deployFile(t, file)
+	}
+	if nodes == 1 && kind.name == "nats" { // which waits for two of three where it is told of a cluster
+		alone := regexp.MustCompile(`(?ms)^cluster \{.*?^\}\n`).ReplaceAllString(string(contents["nats.conf"]), "")
+		contents["nats.conf"] = []byte(replaced(t, alone, "stream_replicas: 3", "stream_replicas: 1"))
 	}
 	var files []testcontainers.ContainerFile
 	for name, content := range contents {
@@ -255,7 +281,7 @@ func arrived(t *testing.T, payloads [][]byte, last int) (a arrivals) {
 // the way to a subscriber whose node is killed comes again when its acknowledgement is 30 s late (NATS).
 func (c *cluster) allKept(topic *subscription) arrivals {
 	c.t.Helper()
-	c.untilPublished(30 * time.Second)
+	c.untilPublished(90 * time.Second)
 	s := stopSensor(c.t, c.sensor)
 	if s.Published != uint64(c.sent) || sum(s.Messages) != uint64(c.sent) || s.Dropped != 0 || s.QueueMessages != 0 {
 		c.t.Errorf("sent %d, the counters say %+v", c.sent, s)
@@ -274,19 +300,12 @@ func (c *cluster) allKept(topic *subscription) arrivals {
 	return a
 }
 
-// health asks a NATS node, in its own network.
-const health = `exec 3<>/dev/tcp/127.0.0.1/8222; printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3; grep -q '"status":"ok"' <&3`
-
 // TestNATS: JetStream, and a session over MQTT, which is a consumer of the stream that has the messages.
 func TestNATS(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, clusterKind{
-		name: "nats", image: natsImage, directory: "/etc/nats", files: map[string]string{"nats.conf": "nats.conf"},
-		env:     map[string]string{"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"},
-		healthy: []string{"bash", "-c", health},
-	})
-	topic := subscribeWith(t, c.options("reader", "reader-secret", "nats-3", "nats-2", "nats-1"), "sip")
-	c.start("sensor-secret")
+	c := newCluster(t, nats, 3)
+	topic := subscribeWith(t, c.options("reader", nats.reader, "nats-3", "nats-2", "nats-1"), "sip")
+	c.start(nats.sensor)
 	c.loseNodes()
 	// The order isn't asserted: the nodes store what a connection sends each by itself, and where one of these fails, it is sent
 	// again behind the others.
@@ -296,17 +315,95 @@ func TestNATS(t *testing.T) {
 // TestRabbitMQ: a session over MQTT, which is a quorum queue bound to the topic. Its order is that of the sensor.
 func TestRabbitMQ(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, clusterKind{
-		name: "rabbit", image: rabbitImage, directory: "/etc/rabbitmq",
-		files: map[string]string{"rabbitmq.conf": "rabbitmq.conf", "definitions.json": "rabbitmq-definitions.json"},
-		// The plugin listens when the node has joined the others, and costs less to ask than rabbitmq-diagnostics.
-		healthy: []string{"bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8883"},
-		leads:   true,
-	})
-	topic := subscribeWith(t, c.options("reader", "change-me-reader", "rabbit-3", "rabbit-2", "rabbit-1"), "sip")
-	c.start("change-me-sensor")
+	c := newCluster(t, rabbit, 3)
+	topic := subscribeWith(t, c.options("reader", rabbit.reader, "rabbit-3", "rabbit-2", "rabbit-1"), "sip")
+	c.start(rabbit.sensor)
 	c.loseNodes()
 	if late := c.allKept(topic).late; late > 0 {
 		t.Errorf("%d messages came first when a later one had come", late)
 	}
+}
+
+// TestRates is target c of bench.sh, which says where the rows of its table go: a capture file published over TLS to one node
+// and to three, which keep it for a session that is away.
+func TestRates(t *testing.T) {
+	table := os.Getenv("BENCH_TABLE")
+	if table == "" {
+		t.Skip("a part of integration/bench.sh")
+	}
+	const messages = 30_000
+	var all [][]byte
+	for i := range messages {
+		all = append(all, frames([]byte{192, 0, 2, 1}, []byte{192, 0, 2, 2}, 17, uint16(i), udp(5060, 5060, numbered(i)))...)
+	}
+	file := captured(all...)
+	var rows strings.Builder
+	for _, maker := range []struct {
+		name string
+		kind clusterKind
+	}{{"NATS 2.15", nats}, {"RabbitMQ 3.10", rabbit}} {
+		var perSecond, cpu [2]float64
+		for i, nodes := range []int{1, 3} {
+			t.Run(fmt.Sprintf("%s, %d", maker.name, nodes), func(t *testing.T) {
+				perSecond[i], cpu[i] = measure(t, newCluster(t, maker.kind, nodes), maker.kind, file, messages)
+			})
+		}
+		fmt.Fprintf(&rows, "| c | all published to %s over TLS, 3 nodes: messages a second; floor: 1 node | %.0f | %.0f | %.2f | – | – |\n",
+			maker.name, perSecond[1], perSecond[0], perSecond[1]/perSecond[0])
+		fmt.Fprintf(&rows, "| c | their CPU of the sensor, a message; floor: 1 node | %.1f µs | %.1f µs | %.2f | – | – |\n",
+			cpu[1], cpu[0], cpu[1]/cpu[0])
+	}
+	f, err := os.OpenFile(table, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(rows.String()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// measure publishes a capture file and returns the messages a second, and the sensor's CPU time for one in µs.
+func measure(t *testing.T, c *cluster, kind clusterKind, file []byte, messages int) (perSecond, cpu float64) {
+	t.Helper()
+	subscribeWith(t, c.options("reader", kind.reader, c.names...), "sip")
+	directory, files := withFiles(t, map[string][]byte{
+		"ca.pem": c.certificates["ca.pem"], "password": []byte(kind.sensor), "calls.pcap": file,
+	})
+	sensor := startContainer(t, sensorImage, sensorRequest(c.network, map[string]string{
+		"BROKER": "ssl://" + c.names[0], "TOPIC": "sip", "USERNAME": "sensor", "PASSWORD_FILE": directory + "/password",
+		"CA_FILE": directory + "/ca.pem", "PCAP_FILE": directory + "/calls.pcap", "STATS_INTERVAL": "0",
+	}, files)...)
+	// The last reading before it ends: user and system time are fields 14 and 15, in hundredths of a second (proc(5)).
+	statistics, ticks := "/proc/"+pid(t, sensor)+"/stat", 0
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		text, err := os.ReadFile(statistics)
+		_, fields, _ := strings.Cut(string(text), ") ")
+		values := strings.Fields(fields)
+		if err != nil || values[0] == "Z" || values[0] == "X" {
+			break
+		}
+		user, _ := strconv.Atoi(values[11])
+		system, _ := strconv.Atoi(values[12])
+		ticks = user + system
+	}
+	eventually(t, 5*time.Second, "the file is published", func() bool { return !running(t, sensor) })
+	if n := stats(t, sensor).Published; n != uint64(messages) || exitCode(t, sensor) != 0 {
+		t.Fatalf("%d of %d published:\n%s", n, messages, logs(t, sensor))
+	}
+	var connected, last time.Time
+	for line := range strings.Lines(logs(t, sensor)) {
+		var entry struct {
+			Time time.Time
+			Msg  string
+		}
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatal(err)
+		}
+		if entry.Msg == "connected" {
+			connected = entry.Time
+		}
+		last = entry.Time
+	}
+	return float64(messages) / last.Sub(connected).Seconds(), float64(ticks) * 1e4 / float64(messages)
 }

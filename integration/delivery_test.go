@@ -420,7 +420,8 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// withFiles binds a new directory into a container, at the same path, and returns the path.
+// withFiles binds a new directory into a container, at the same path, and returns the path. Docker doesn't copy files into a
+// container whose file system is read-only, as every sensor's is.
 func withFiles(t *testing.T, contents map[string][]byte) (string, testcontainers.ContainerCustomizer) {
 	t.Helper()
 	directory := t.TempDir()
