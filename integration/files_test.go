@@ -77,17 +77,12 @@ func TestDashboard(t *testing.T) {
 	networkName := newNetwork(t)
 	startBroker(t, networkName)
 	sensor := startSensor(t, networkName, map[string]string{
-<<<<<<< HEAD
 		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9464", "SIP_FILTER": "(method invite)",
-	})
-=======
-		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9060", "SIP_FILTER": "(method invite)",
-	}, testcontainers.WithExposedPorts("9060/tcp"), testcontainers.WithWaitStrategy(wait.ForHTTP("/healthz").WithPort("9060/tcp").
+	}, testcontainers.WithExposedPorts("9464/tcp"), testcontainers.WithWaitStrategy(wait.ForHTTP("/healthz").WithPort("9464/tcp").
 		WithResponseMatcher(func(body io.Reader) bool {
 			text, err := io.ReadAll(body)
 			return err == nil && strings.Contains(string(text), "connected true")
 		})))
->>>>>>> 83c9a14
 	address, err := sensor.ContainerIP(t.Context())
 	if err != nil {
 		t.Fatal(err)
