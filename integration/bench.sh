@@ -3,11 +3,12 @@
 #
 #   integration/bench.sh             prints the table
 #   integration/bench.sh --readme    also puts it into README.md, between the two comments there
-#   integration/bench.sh 58          only targets 5 and 8
+#   integration/bench.sh 5c          only targets 5 and c
 #
 # The benchmarks are BenchmarkTarget1 to 8 in bench_test.go. They measure the program of the image, in a network namespace
-# of their own in which a Mosquitto runs: nothing of it is on the network of this machine. It takes less than 10 minutes
-# on 2 cores, of which the machine should have nothing else to do.
+# of their own in which a Mosquitto runs: nothing of it is on the network of this machine. Target c is what clusters of brokers
+# take: TestRates in integration/cluster_test.go. It takes less than 15 minutes on 2 cores, of which the machine should have
+# nothing else to do.
 #
 # Needs Go and, on Debian, nothing else: what is missing is installed with apt. It has to be root (devices, namespaces).
 # It needs the Go module proxy and Debian's packages, but no container registry (see base-images.sh). The container,
@@ -23,11 +24,11 @@ fail() {
 }
 
 readme=
-targets=12345678
+targets=12345678c
 case "${1-}" in
     '') ;;
     --readme) readme=yes ;;
-    [1-8]*) targets=$1 ;;
+    [1-8c]*) targets=$1 ;;
     *) echo "usage: $0 [--readme | TARGETS]" >&2; exit 2 ;;
 esac
 [ "$(id -u)" = 0 ] || fail "only root can do this"
@@ -98,11 +99,23 @@ namespace=$(docker inspect --format '{{.State.Pid}}' "$name")
 
 echo "measuring"
 started=$SECONDS
-BENCH_BROKER=127.0.0.1:1883 BENCH_PROGRAM=$work/sip-capture BENCH_IMAGE=$sensor BENCH_TABLE=$work/rows TMPDIR=$work \
-    nsenter --target "$namespace" --net "$work/bench.test" \
-    -test.run '^$' -test.bench "^BenchmarkTarget[$targets]" -test.benchtime 1x -test.timeout 15m >"$work/bench.log" 2>&1 ||
-    { cat "$work/bench.log" >&2; fail "the benchmarks"; }
-for target in $(fold -w 1 <<<"$targets"); do
+host_targets=${targets//c/}
+if [ -n "$host_targets" ]; then
+    BENCH_BROKER=127.0.0.1:1883 BENCH_PROGRAM=$work/sip-capture BENCH_IMAGE=$sensor BENCH_TABLE=$work/rows TMPDIR=$work \
+        nsenter --target "$namespace" --net "$work/bench.test" \
+        -test.run '^$' -test.bench "^BenchmarkTarget[$host_targets]" -test.benchtime 1x -test.timeout 15m >"$work/bench.log" 2>&1 ||
+        { cat "$work/bench.log" >&2; fail "the benchmarks"; }
+fi
+if [[ $targets == *c* ]]; then
+    # Three nodes each of NATS and RabbitMQ, whose images are built here: from the Go module proxy and Debian's packages.
+    (cd integration && SUITE_RUN=$run BENCH_TABLE=$work/rows go test -count=1 -timeout 10m -run '^TestRates$' -v .) >"$work/rates.log" 2>&1 || {
+        cat "$work/rates.log" >&2
+        grep -q '^building sip-capture-test-' "$work/rates.log" || fail "the clusters"
+        echo "SKIPPED: target c: the images of the clusters can't be had here"
+    }
+fi
+touch "$work/bench.log" "$work/rows"
+for target in $(fold -w 1 <<<"$host_targets"); do
     grep -q "^| $target |" "$work/rows" || { cat "$work/bench.log" >&2; fail "no figure for target $target"; }
 done
 took=$((SECONDS - started))

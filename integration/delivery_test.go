@@ -57,13 +57,19 @@ func newDelivery(t *testing.T) *delivery {
 	d := &delivery{t: t, network: newNetwork(t)}
 	d.broker = startBroker(t, d.network)
 	d.proxy = newProxy(t, d.gateway(), func() string { return d.addressOf(d.broker) + ":1883" })
+	d.socket = newSocket(t)
+	return d
+}
+
+// newSocket is where messages are sent from.
+func newSocket(t *testing.T) net.PacketConn {
+	t.Helper()
 	socket, err := net.ListenPacket("udp4", ":0") // not connected: ICMP errors (nobody listens) don't matter
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.socket = socket
 	t.Cleanup(func() { socket.Close() })
-	return d
+	return socket
 }
 
 // endpoint returns a container's place on the test's network.
@@ -100,10 +106,16 @@ func (d *delivery) start(env map[string]string, options ...testcontainers.Contai
 // send sends messages for so long at the rate.
 func (d *delivery) send(duration time.Duration) {
 	d.t.Helper()
+	d.sendAt(duration, rate)
+}
+
+// sendAt sends messages for so long at a rate of its own.
+func (d *delivery) sendAt(duration time.Duration, perSecond int) {
+	d.t.Helper()
 	to := &net.UDPAddr{IP: net.ParseIP(d.addressOf(d.sensor)), Port: 5060}
 	start := time.Now()
-	for i := range int(duration.Seconds() * rate) {
-		time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / rate)))
+	for i := range int(duration.Seconds() * float64(perSecond)) {
+		time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(perSecond))))
 		d.sent++
 		if _, err := d.socket.WriteTo(numbered(d.sent), to); err != nil {
 			d.t.Fatal(err)
@@ -408,7 +420,8 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// withFiles binds a new directory into a container, at the same path, and returns the path.
+// withFiles binds a new directory into a container, at the same path, and returns the path. Docker doesn't copy files into a
+// container whose file system is read-only, as every sensor's is.
 func withFiles(t *testing.T, contents map[string][]byte) (string, testcontainers.ContainerCustomizer) {
 	t.Helper()
 	directory := t.TempDir()
@@ -480,9 +493,13 @@ func TestPassword(t *testing.T) {
 	}
 }
 
-// newAuthority makes a certificate authority, and certificates of it for the broker and for a sensor, in PEM form.
-func newAuthority(t *testing.T) map[string][]byte {
+// newAuthority makes a certificate authority, and certificates of it for the broker and for a sensor, in PEM form. The broker
+// is "secure", or has the names that are given.
+func newAuthority(t *testing.T, names ...string) map[string][]byte {
 	t.Helper()
+	if names == nil {
+		names = []string{"secure"}
+	}
 	made := map[string][]byte{}
 	var authority *x509.Certificate
 	var authorityKey *ecdsa.PrivateKey
@@ -492,7 +509,7 @@ func newAuthority(t *testing.T) map[string][]byte {
 			t.Fatal(err)
 		}
 		template := &x509.Certificate{
-			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"secure"},
+			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: name}, DNSNames: names,
 			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 			IsCA: name == "ca", BasicConstraintsValid: true,
 			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

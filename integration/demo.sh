@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The demonstration in one command: makes calls with SIPp, captures them, and shows the envelopes that a subscriber
-# of the broker receives, one of them decoded to its INVITE.
+# of the broker receives, one of them decoded to its INVITE, and the first call as a ladder.
 #
 #   integration/demo.sh           until Ctrl-C
 #   integration/demo.sh --once    a few envelopes, then it ends by itself
@@ -49,6 +49,11 @@ field() {
     sed -E 's/.*"'"$1"'":"([^"]*)".*/\1/'
 }
 
+# call_id prints the Call-ID of the message that is read.
+call_id() {
+    sed -n 's/^Call-ID: *//p' | head -n 1
+}
+
 integration/base-images.sh
 echo "building"
 quietly "${compose[@]}" build
@@ -59,9 +64,11 @@ subscriber=$("${compose[@]}" ps -q subscriber)
 sensor=$("${compose[@]}" ps -q sensor)
 shown=0
 decoded=
+call=
+ladder=()
 echo
 echo "envelopes on the topic demo/sip, with the first line of the message in each:"
-while [ -z "$once" ] || [ "$shown" -lt 8 ] || [ -z "$decoded" ]; do
+while [ -z "$once" ] || [ "$shown" -lt 8 ] || [ "$call" != shown ]; do
     if ! read -r -t 60 envelope; then
         echo "no envelope within 60 s; the sensor's log:" >&2
         docker logs "$sensor" >&2
@@ -69,13 +76,28 @@ while [ -z "$once" ] || [ "$shown" -lt 8 ] || [ -z "$decoded" ]; do
     fi
     # A message may end without a line end, and tr removes what a terminal must not see.
     message=$(printf '%s' "$envelope" | field sip | base64 --decode | tr -d '\r\000' | tr '\001-\010\013-\037\177' '?')
-    printf '%s  %s  %s\n' "$(printf '%s' "$envelope" | field time)" "$(printf '%s' "$envelope" | field id)" "${message%%$'\n'*}"
+    time=$(printf '%s' "$envelope" | field time)
+    first=${message%%$'\n'*}
+    printf '%s  %s  %s\n' "$time" "$(printf '%s' "$envelope" | field id)" "$first"
     shown=$((shown + 1))
     if [ -z "$decoded" ] && [[ $message == INVITE\ * ]]; then
         decoded=yes
         printf '\n%s\n\nis the envelope of that INVITE, and this is its "sip", decoded:\n\n' "$envelope"
         printf '%s\n' "$message" | sed 's/^/    /'
         echo
+        call=$(call_id <<<"$message")
+    fi
+    # The first call, to the 200 of its BYE.
+    if [ -n "$call" ] && [ "$(call_id <<<"$message")" = "$call" ]; then
+        clock=${time#*T}
+        ladder+=("$(printf '%-15s  %21s -> %-21s  %s' "${clock:0:15}" "$(printf '%s' "$envelope" | field src)" \
+            "$(printf '%s' "$envelope" | field dst)" "$first")")
+        if [[ $first == SIP/2.0\ 200\ * ]] && grep -q '^CSeq:.* BYE$' <<<"$message"; then
+            call=shown
+            printf '\nthat call:\n\n'
+            printf '    %s\n' "${ladder[@]}"
+            echo
+        fi
     fi
 done < <(docker logs --follow "$subscriber" 2>&1)
 echo

@@ -92,8 +92,12 @@ func TestPackages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 9 {
-		t.Errorf("%d files in %s, want 4 for each architecture and SHA256SUMS", len(entries), directory)
+	if len(entries) != 10 {
+		t.Errorf("%d files in %s, want 4 for each architecture, those to copy and SHA256SUMS", len(entries), directory)
+	}
+	archive := "tar -xzOf /dist/sip-capture_" + strings.TrimPrefix(version, "v") + "_deploy.tar.gz deploy/kubernetes.yaml"
+	if bash(t, host, archive) != string(deployFile(t, "kubernetes.yaml")) {
+		t.Error("the archive has another kubernetes.yaml")
 	}
 	for _, entry := range entries {
 		if entry.Name() != "SHA256SUMS" && !slices.ContainsFunc(sums, func(line string) bool { return strings.HasSuffix(line, entry.Name()) }) {
@@ -131,7 +135,8 @@ func TestPackages(t *testing.T) {
 				"-rwxr-xr-xroot/root./usr/bin/sip-capture " +
 				"-rw-r--r--root/root./usr/lib/systemd/system/sip-capture.service " +
 				"-rw-r--r--root/root./usr/share/doc/sip-capture/README.md " +
-				"-rw-r--r--root/root./usr/share/doc/sip-capture/copyright "
+				"-rw-r--r--root/root./usr/share/doc/sip-capture/copyright " +
+				"-rw-r--r--root/root./usr/share/man/man8/sip-capture.8.gz "
 			if got := bash(t, host, "dpkg-deb --contents /dist/"+debName(architecture)+` | awk '/^-/ { printf "%s%s%s ", $1, $2, $6 }'`); got != want {
 				t.Errorf("the deb has\n%s, want\n%s", got, want)
 			}
@@ -154,6 +159,13 @@ func TestPackages(t *testing.T) {
 			checkSBOM(t, path, sum)
 			runBinary(t, architecture, path)
 		})
+	}
+
+	// The manual page is what -help prints, with roff's hyphens and backslashes.
+	page := bash(t, host, "dpkg-deb --fsys-tarfile /dist/"+debName("amd64")+" | tar -xO ./usr/share/man/man8/sip-capture.8.gz | gzip -d | sed -e 's/\\\\-/-/g' -e 's/\\\\e/\\\\/g' -e 's/\\\\&//'")
+	help, err := exec.Command(filepath.Join(directory, "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH), "-help").Output()
+	if err != nil || !strings.HasPrefix(page, ".TH SIP-CAPTURE 8 ") || !strings.Contains(page, string(help)) {
+		t.Errorf("%v; the manual page is\n%s", err, page)
 	}
 
 	// The licenses of what is linked into the binary.
@@ -192,7 +204,7 @@ func runBinary(t *testing.T, architecture, path string) {
 		command := append(slices.Clone(emulator), path, argument)
 		run := exec.Command(command[0], command[1:]...)
 		run.Env = append(os.Environ(), "TOPIC=sip", "INTERFACE=lo", "BPF_FILTER=port 5060", "SIP_FILTER=(method invite)")
-		if output, err := run.CombinedOutput(); err != nil || string(output) != want {
+		if output, err := run.CombinedOutput(); err != nil || !strings.HasSuffix(string(output), want) {
 			t.Errorf("%s: %v, %q", command, err, output)
 		}
 	}
@@ -264,18 +276,23 @@ func checkSBOM(t *testing.T, binary, sum string) {
 	}
 }
 
-// --- the broker that the README sets up ---
+// --- the broker of deploy/ ---
 
-// startCloud starts the broker of the README's operations guide: TLS, users with passwords, an ACL. It is broker.example on
+// startCloud starts the broker of deploy/mosquitto.conf: TLS, users with passwords, an ACL. It is broker.example on
 // its network, and its authority is in /ca.pem.
 func startCloud(t *testing.T, networkName string) testcontainers.Container {
 	t.Helper()
 	c := startHost(t, networkName, onNetwork(networkName, "broker.example"), testcontainers.WithEnv(map[string]string{
 		"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"}))
-	write(t, c, "/etc/mosquitto/conf.d/sensors.conf", readmeBlock(t, "conf", "acl_file /etc/mosquitto/acl"))
+	configuration := string(deployFile(t, "mosquitto.conf"))
+	write(t, c, "/etc/mosquitto/conf.d/sensors.conf", configuration)
 	// One more user, for the bridge.
-	write(t, c, "/etc/mosquitto/acl", readmeBlock(t, "conf", "user sensor")+"\nuser site1\ntopic write site1/sip\n\nuser reader\ntopic read site1/sip\n")
-	bash(t, c, readmeBlock(t, "sh", "mosquitto_passwd -c")+"mosquitto_passwd -b /etc/mosquitto/passwd site1 change-me\n"+`
+	write(t, c, "/etc/mosquitto/acl", string(deployFile(t, "mosquitto-acl"))+"\nuser site1\ntopic write site1/sip\n\nuser reader\ntopic read site1/sip\n")
+	var passwords []string // the commands in its first lines
+	for _, command := range regexp.MustCompile(`(?m)^#   (mosquitto_passwd .*)$`).FindAllStringSubmatch(configuration, -1) {
+		passwords = append(passwords, command[1])
+	}
+	bash(t, c, strings.Join(passwords, "\n")+"\nmosquitto_passwd -b /etc/mosquitto/passwd site1 change-me\n"+`
 mkdir -p /etc/mosquitto/certs
 cd /etc/mosquitto/certs
 key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
@@ -386,8 +403,8 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	eventually(t, 10*time.Second, "without a firewall both reach each other", func() bool {
 		return reaches(cloud, "machine/2323") && reaches(machine, "broker.example/2323")
 	})
-	write(t, machine, "/root/sensor.nft", readmeBlock(t, "nft", "table inet sensor"))
-	bash(t, machine, readmeInline(t, "nft -f"))
+	write(t, machine, "/root/sensor.nft", string(deployFile(t, "sensor.nft")))
+	bash(t, machine, "nft -f sensor.nft")
 	if reaches(cloud, "machine/2323") || reaches(machine, "broker.example/2323") || !reaches(machine, "broker.example/8883") {
 		t.Error("the firewall lets too much through, or too little")
 	}
@@ -409,18 +426,16 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 		t.Errorf("without a topic: status %s, %s restarts, log:\n%s", property("ExecMainStatus"), property("NRestarts"), log)
 	}
 
-	// The editor of the README's commands is a script here. The values with quotes are those of the file's own examples.
+	// The editor of the README's commands is a script here, which takes the file's own examples.
 	check := readmeInline(t, "systemd-run --pipe")
 	write(t, machine, "/root/ca.pem", authority)
 	bash(t, machine, `editor() {
-    sed -i -e 's/^TOPIC=$/TOPIC=sip/' -e 's/^#INTERFACE=any/INTERFACE=eth1/' -e "s/^#SIP_FILTER=/SIP_FILTER=/" \
-        -e 's,^#BROKER=.*,BROKER=ssl://broker.example:8883,' -e 's/^#USERNAME=/USERNAME=sensor/' -e 's/^#PASSWORD_FILE=/PASSWORD_FILE=/' \
-        -e 's/^#CA_FILE=/CA_FILE=/' -e 's,^#STATUS_TOPIC=,STATUS_TOPIC=sip/status,' -e 's/^#METRICS_ADDR=/METRICS_ADDR=/' \
-        -e 's/^#STATS_INTERVAL=1m/STATS_INTERVAL=1s/' "$1"
+    sed -i -e 's/^TOPIC=$/TOPIC=sip/' -e 's,^#STATUS_TOPIC=,STATUS_TOPIC=sip/status,' -e 's/^#STATS_INTERVAL=1m/STATS_INTERVAL=1s/' \
+        -E -e 's/^#   ((INTERFACE|SIP_FILTER|BROKER|USERNAME|PASSWORD_FILE|CA_FILE|METRICS_ADDR)=)/\1/' "$1"
     echo sensor-secret >"$2"
     install -o root -g sip-capture -m 0640 ca.pem /etc/sip-capture/ca.pem
 }
-`+lines[2]+"\n"+lines[3]+"\n[ \"$("+check+")\" = 'configuration ok' ]\n"+lines[4])
+`+lines[2]+"\n"+lines[3]+"\n[ \"$("+check+" | tail -n 1)\" = 'configuration ok' ]\n"+lines[4])
 	connected := func() bool { return strings.Contains(lastLine(journal(t, machine)), `"connected":true`) }
 	eventually(t, 20*time.Second, "the sensor is connected", connected)
 
@@ -485,9 +500,9 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	arrived("sip/status online", "sip service-1")
 
 	// The rules for Prometheus are made for these metrics.
-	metrics := readmeInline(t, "curl -s http://127.0.0.1:9060/metrics")
+	metrics := readmeInline(t, "curl -s http://127.0.0.1:9464/metrics")
 	bash(t, machine, metrics+" | promtool check metrics")
-	if text := bash(t, machine, readmeInline(t, "curl -s http://127.0.0.1:9060/healthz")); text != "down 0\nreopened 0\nconnected true\n" {
+	if text := bash(t, machine, readmeInline(t, "curl -s http://127.0.0.1:9464/healthz")); text != "down 0\nreopened 0\nconnected true\n" {
 		t.Errorf("/healthz says %q", text)
 	}
 	checkAlerts(t, machine, bash(t, machine, metrics))
@@ -564,11 +579,11 @@ func checkStatus(t *testing.T, status string, want map[string]string) {
 	}
 }
 
-// checkAlerts has promtool check the README's rules, with series that must and must not raise each alert. All metrics that
+// checkAlerts has promtool check deploy/prometheus-rules.yml, with series that must and must not raise each alert. All metrics that
 // the rules name are among those of a sensor.
 func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string) {
 	t.Helper()
-	rules := readmeBlock(t, "yaml", "- alert:")
+	rules := string(deployFile(t, "prometheus-rules.yml"))
 	write(t, machine, "/tmp/rules.yaml", rules)
 	for _, name := range regexp.MustCompile(`sip_capture_\w+`).FindAllString(rules, -1) {
 		if !strings.Contains(metrics, "\n"+name+" ") && !strings.Contains(metrics, "\n"+name+"{") {
@@ -588,7 +603,7 @@ func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string)
 	}
 	names := regexp.MustCompile(`(?m)alert: (\w+)`).FindAllStringSubmatch(rules, -1)
 	if len(names) != len(tests) {
-		t.Errorf("%d alerts in the README, %d tested", len(names), len(tests))
+		t.Errorf("%d alerts, %d tested", len(names), len(tests))
 	}
 	var text strings.Builder
 	text.WriteString("rule_files: [/tmp/rules.yaml]\nevaluation_interval: 1m\ntests:\n")
@@ -663,21 +678,30 @@ func TestEnvironmentFile(t *testing.T) {
 			t.Errorf("the example has no %s", name)
 			continue
 		}
+		byDefault := ""
 		row := regexp.MustCompile("(?m)^\\| `" + name + "` \\| `([^`]+)` \\|").FindStringSubmatch(table)
-		if row != nil && name != "CLIENT_ID" && string(line[1]) != row[1] {
-			t.Errorf("the example has %s=%s, the default is %s", name, line[1], row[1])
+		if row != nil && name != "CLIENT_ID" {
+			byDefault = row[1]
+		}
+		if string(line[1]) != byDefault {
+			t.Errorf("the example has %s=%s, the default is %q", name, line[1], byDefault)
 		}
 	}
-	for _, name := range regexp.MustCompile(`(?m)^#?([A-Z_]+)=`).FindAllSubmatch(example, -1) {
-		if !slices.Contains(want, string(name[1])) {
-			t.Errorf("the example has %s, which the README doesn't", name[1])
+	settings := regexp.MustCompile(`(?m)^(?:#   |#)?([A-Z_]+)=(.*)$`).FindAllSubmatch(example, -1)
+	for _, setting := range settings {
+		if !slices.Contains(want, string(setting[1])) {
+			t.Errorf("the example has %s, which the README doesn't", setting[1])
+		}
+		// Docker would leave quotes, and systemd take backslashes away.
+		if bytes.ContainsAny(setting[2], `\'`) || bytes.HasPrefix(setting[2], []byte(`"`)) {
+			t.Errorf("quotes or backslashes: %s", setting[0])
 		}
 	}
 }
 
 // --- Kubernetes ---
 
-// daemonSet is what the README's example uses of Kubernetes' types; a field that isn't here is an error in the example. (It was
+// daemonSet is what deploy/kubernetes.yaml uses of Kubernetes' types; a field that isn't here is an error there. (It was
 // read into the types of k8s.io/api, strictly, when it was written: they are too much to compile each time.)
 type daemonSet struct {
 	APIVersion string   `yaml:"apiVersion"`
@@ -762,7 +786,7 @@ type probe struct {
 	FailureThreshold int `yaml:"failureThreshold"`
 }
 
-// manifest reads the documents of the README's example: a namespace, a secret, the DaemonSet.
+// manifest reads the documents of deploy/kubernetes.yaml: a namespace, a secret, the DaemonSet.
 func manifest(t *testing.T) (d daemonSet, password string) {
 	t.Helper()
 	var namespace struct {
@@ -776,11 +800,11 @@ func manifest(t *testing.T) (d daemonSet, password string) {
 		Metadata   metadata          `yaml:"metadata"`
 		StringData map[string]string `yaml:"stringData"`
 	}
-	decoder := yaml.NewDecoder(strings.NewReader(readmeBlock(t, "yaml", "kind: DaemonSet")))
+	decoder := yaml.NewDecoder(bytes.NewReader(deployFile(t, "kubernetes.yaml")))
 	decoder.KnownFields(true)
 	for _, document := range []any{&namespace, &secret, &d} {
 		if err := decoder.Decode(document); err != nil {
-			t.Fatalf("the README's example for Kubernetes: %v", err)
+			t.Fatalf("kubernetes.yaml: %v", err)
 		}
 	}
 	if err := decoder.Decode(&struct{}{}); err != io.EOF {
@@ -797,7 +821,7 @@ func manifest(t *testing.T) (d daemonSet, password string) {
 	return d, secret.StringData["password"]
 }
 
-// TestKubernetes runs the image with the settings of the README's DaemonSet, each in the form that Docker has it.
+// TestKubernetes runs the image with the settings of the DaemonSet, each in the form that Docker has it.
 func TestKubernetes(t *testing.T) {
 	d, password := manifest(t)
 	pod := d.Spec.Template.Spec
@@ -805,7 +829,7 @@ func TestKubernetes(t *testing.T) {
 	if !pod.HostNetwork || !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.RunAsUser == 0 || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" ||
 		!spec.SecurityContext.ReadOnlyRootFilesystem || !slices.Equal(spec.SecurityContext.Capabilities.Drop, []string{"ALL"}) ||
 		!slices.Equal(spec.SecurityContext.Capabilities.Add, []string{"NET_RAW"}) || pod.AutomountServiceAccountToken {
-		t.Errorf("not the settings that the README promises: %+v", pod)
+		t.Errorf("not the settings that are promised: %+v", pod)
 	}
 	if spec.LivenessProbe.HTTPGet != spec.ReadinessProbe.HTTPGet || spec.LivenessProbe.HTTPGet.Path != "/healthz" {
 		t.Errorf("probes %+v, %+v", spec.LivenessProbe, spec.ReadinessProbe)
@@ -915,7 +939,7 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("the stop took %s, the pod is given %d s", took, pod.TerminationGracePeriodSeconds)
 	}
 
-	// With escalation forbidden it takes root with this one capability: the README's alternative.
+	// With escalation forbidden it takes root with this one capability: the README says so.
 	alternative := startContainer(t, sensorImage, onNetwork(networkName), testcontainers.WithEnv(map[string]string{"TOPIC": "sip", "INTERFACE": "eth0", "STATS_INTERVAL": "1s"}),
 		testcontainers.WithConfigModifier(func(c *container.Config) { c.User = "0:0" }),
 		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -29,6 +30,7 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/exec"
 	"github.com/testcontainers/testcontainers-go/log"
+	tcnetwork "github.com/testcontainers/testcontainers-go/network"
 	"github.com/testcontainers/testcontainers-go/wait"
 )
 
@@ -44,6 +46,8 @@ var (
 	mosquittoImage = "sip-capture-test-mosquitto:" + runID
 	sippImage      = "sip-capture-test-sipp:" + runID
 	hostImage      = "sip-capture-test-host:" + runID
+	natsImage      = "sip-capture-test-nats:" + runID
+	rabbitImage    = "sip-capture-test-rabbitmq:" + runID
 )
 
 // version is what the sensor's image is built as.
@@ -57,22 +61,33 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	// The reaper is an image that would have to be pulled: every test cleans up by itself instead. Where the tests
-	// themselves run in a container that uses the network of its host, the ports of other containers are on localhost.
-	os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
-	if os.Getenv("TESTCONTAINERS_HOST_OVERRIDE") == "" {
-		os.Setenv("TESTCONTAINERS_HOST_OVERRIDE", "localhost")
-	}
 	log.SetDefault(silent{})
 	ctx := context.Background()
-	var err error
+	// testcontainers reads its settings once, with its first client, so that these are looked at with another.
+	engine, err := client.New(client.FromEnv)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "docker:", err)
+		return 1
+	}
+	defer engine.Close()
+	// The reaper removes what a run leaves that was cut off. Every test cleans up by itself, so it can do without.
+	if !canHave(ctx, engine, reaperImage) {
+		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+	}
+	// In a container testcontainers takes the gateway for the Docker host. Where that container uses the network of its host,
+	// the ports of others are on localhost.
+	if _, err := os.Stat("/.dockerenv"); err == nil && onDockerHost(ctx, engine) && os.Getenv("TESTCONTAINERS_HOST_OVERRIDE") == "" {
+		os.Setenv("TESTCONTAINERS_HOST_OVERRIDE", "localhost")
+	}
 	if docker, err = testcontainers.NewDockerClientWithOpts(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "docker:", err)
 		return 1
 	}
-	for image, directory := range map[string]string{
+	images := map[string]string{
 		sensorImage: "..", mosquittoImage: "images/mosquitto", sippImage: "images/sipp", hostImage: "images/host",
-	} {
+		natsImage: "images/nats", rabbitImage: "images/rabbitmq",
+	}
+	for image, directory := range images {
 		start := time.Now()
 		if err := build(ctx, image, directory); err != nil {
 			fmt.Fprintf(os.Stderr, "building %s: %v\n", image, err)
@@ -81,13 +96,55 @@ func run(m *testing.M) int {
 		fmt.Printf("built %s in %.1f s\n", image, time.Since(start).Seconds())
 	}
 	code := m.Run()
-	for _, image := range []string{sensorImage, mosquittoImage, sippImage, hostImage} {
+	for image := range images {
 		// Only the tag: the layers stay for the next build.
 		if _, err := docker.ImageRemove(ctx, image, client.ImageRemoveOptions{}); err != nil {
 			fmt.Fprintf(os.Stderr, "removing %s: %v\n", image, err)
 		}
 	}
 	return code
+}
+
+// reaperImage is the one of testcontainers-go v0.45, which doesn't export its name.
+const reaperImage = "testcontainers/ryuk:0.14.0"
+
+// canHave says whether an image is here, or could be pulled within 30 s.
+func canHave(ctx context.Context, engine *client.Client, image string) bool {
+	if _, err := engine.ImageInspect(ctx, image); err == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	pull, err := engine.ImagePull(ctx, image, client.ImagePullOptions{})
+	if err != nil {
+		return false
+	}
+	defer pull.Close()
+	return pull.Wait(ctx) == nil
+}
+
+// onDockerHost says whether the gateway of Docker's own bridge is an address of this machine.
+func onDockerHost(ctx context.Context, engine *client.Client) bool {
+	bridge, err := engine.NetworkInspect(ctx, "bridge", client.NetworkInspectOptions{})
+	if err != nil {
+		return false
+	}
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, configuration := range bridge.Network.IPAM.Config {
+		gateway := configuration.Gateway
+		if !gateway.IsValid() { // where Docker was told of none it takes the first address
+			gateway = configuration.Subnet.Masked().Addr().Next()
+		}
+		for _, address := range addresses {
+			if strings.HasPrefix(address.String(), gateway.String()+"/") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // silent drops testcontainers' remarks on each step that it takes.
@@ -122,37 +179,61 @@ func build(ctx context.Context, image, directory string) error {
 // newNetwork makes a bridge network with an MTU of 1500 and returns its name. With an IPv6 prefix it has both families.
 func newNetwork(t *testing.T, prefix ...netip.Prefix) string {
 	t.Helper()
-	name := fmt.Sprintf("sip-capture-test-%d", time.Now().UnixNano())
-	options := client.NetworkCreateOptions{
-		Driver:  "bridge",
-		Options: map[string]string{"com.docker.network.driver.mtu": "1500"},
-		Labels:  map[string]string{runLabel: runID},
+	options := []tcnetwork.NetworkCustomizer{
+		tcnetwork.WithDriver("bridge"), tcnetwork.WithLabels(map[string]string{runLabel: runID}),
+		tcnetwork.CustomizeNetworkOption(func(o *client.NetworkCreateOptions) error {
+			o.Options = map[string]string{"com.docker.network.driver.mtu": "1500"}
+			return nil
+		}),
 	}
 	if len(prefix) > 0 {
-		enabled := true
-		options.EnableIPv6 = &enabled
-		options.IPAM = &network.IPAM{Config: []network.IPAMConfig{{Subnet: prefix[0]}}}
+		options = append(options, tcnetwork.WithEnableIPv6(), tcnetwork.WithIPAM(&network.IPAM{Config: []network.IPAMConfig{{Subnet: prefix[0]}}}))
 	}
-	if _, err := docker.NetworkCreate(t.Context(), name, options); err != nil {
+	made, err := tcnetwork.New(t.Context(), options...)
+	if err != nil {
 		t.Fatalf("network: %v", err)
 	}
-	t.Cleanup(func() {
-		if _, err := docker.NetworkRemove(context.Background(), name, client.NetworkRemoveOptions{}); err != nil {
-			t.Errorf("removing network: %v", err)
-		}
-	})
-	return name
+	testcontainers.CleanupNetwork(t, made)
+	return made.Name
 }
 
-// startContainer starts a container that the end of the test removes. On failure the test ends with the container's log.
+// startContainer starts a container that the end of the test removes. Where the test fails, the end of the container's log is
+// shown with it.
 func startContainer(t *testing.T, image string, options ...testcontainers.ContainerCustomizer) testcontainers.Container {
 	t.Helper()
-	c, err := testcontainers.Run(t.Context(), image, append(options, labelled)...)
+	log := &lastLines{}
+	t.Cleanup(func() { // after the container is removed: all of its log has come by then
+		if t.Failed() {
+			t.Logf("the last lines of %s:\n%s", image, log)
+		}
+	})
+	c, err := testcontainers.Run(t.Context(), image, append(options, labelled, testcontainers.WithLogConsumers(log))...)
 	testcontainers.CleanupContainer(t, c, testcontainers.StopTimeout(0))
 	if err != nil {
 		t.Fatalf("starting %s: %v\n%s", image, err, logs(t, c))
 	}
 	return c
+}
+
+// lastLines is a consumer of a container's log that keeps the last 30 pieces of it, which are lines mostly.
+type lastLines struct {
+	mu     sync.Mutex
+	pieces []string
+}
+
+func (l *lastLines) Accept(piece testcontainers.Log) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pieces = append(l.pieces, string(piece.Content))
+	if len(l.pieces) > 30 {
+		l.pieces = l.pieces[1:]
+	}
+}
+
+func (l *lastLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.pieces, "")
 }
 
 // labelled marks a container as one of this run.
@@ -246,8 +327,12 @@ type broker struct {
 	address string // for this process: "localhost:49153"
 }
 
+// startBroker starts a Mosquitto, or the broker that SUITE_BROKER names.
 func startBroker(t *testing.T, networkName string) broker {
 	t.Helper()
+	if name := os.Getenv("SUITE_BROKER"); name != "" {
+		return startOtherBroker(t, networkName, name)
+	}
 	c := startContainer(t, mosquittoImage, onNetwork(networkName, "broker"),
 		testcontainers.WithExposedPorts("1883/tcp"),
 		testcontainers.WithWaitStrategy(wait.ForLog(`mosquitto version \S+ running`).AsRegexp().WithStartupTimeout(20*time.Second)))
@@ -267,6 +352,12 @@ type subscription struct {
 // subscribe subscribes with QoS 1 at a broker's address. It reconnects and subscribes again where a broker restarts.
 func subscribe(t *testing.T, address, topic string) *subscription {
 	t.Helper()
+	return subscribeWith(t, mqtt.NewClientOptions().AddBroker("tcp://"+address), topic)
+}
+
+// subscribeWith is subscribe with options that say where the broker is.
+func subscribeWith(t *testing.T, options *mqtt.ClientOptions, topic string) *subscription {
+	t.Helper()
 	s := &subscription{}
 	collect := func(_ mqtt.Client, m mqtt.Message) {
 		s.mu.Lock()
@@ -274,7 +365,7 @@ func subscribe(t *testing.T, address, topic string) *subscription {
 		s.received = append(s.received, bytes.Clone(m.Payload()))
 	}
 	subscribed := make(chan error, 1)
-	options := mqtt.NewClientOptions().AddBroker("tcp://" + address).SetProtocolVersion(4).
+	options.SetProtocolVersion(4).
 		SetClientID(fmt.Sprintf("test-%d", time.Now().UnixNano())).SetCleanSession(false).
 		SetMaxReconnectInterval(200 * time.Millisecond).
 		SetOnConnectHandler(func(c mqtt.Client) {
@@ -287,7 +378,7 @@ func subscribe(t *testing.T, address, topic string) *subscription {
 		})
 	c := mqtt.NewClient(options)
 	if token := c.Connect(); token.Wait() && token.Error() != nil {
-		t.Fatalf("subscribing at %s: %v", address, token.Error())
+		t.Fatalf("subscribing at %s: %v", options.Servers, token.Error())
 	}
 	t.Cleanup(func() { c.Disconnect(100) })
 	if err := <-subscribed; err != nil {
