@@ -46,9 +46,8 @@ func TestClouds(t *testing.T) {
 		t.Fatalf("%q, %v", files, err)
 	}
 	// A machine with the image's program, and the files that the settings name.
-	program := startContainer(t, sensorImage, sensorRequest("none", map[string]string{"TOPIC": "sip"})...)
 	host := startHost(t, "none")
-	if err := host.CopyToContainer(t.Context(), fileFrom(t, program, "/sip-capture"), "/sip-capture", 0o755); err != nil {
+	if err := host.CopyToContainer(t.Context(), sensorProgram(t), "/sip-capture", 0o755); err != nil {
 		t.Fatal(err)
 	}
 	certificates := newAuthority(t)
@@ -172,8 +171,7 @@ func (a *awsIoT) serve(conn *tls.Conn) (problem string) {
 	if err := packets.NewControlPacket(packets.Connack).Write(conn); err != nil {
 		return err.Error()
 	}
-	var times []time.Time // of the publishes that were taken in the last second
-	var sizes []int
+	publishes, bytes := &bucket{}, &bucket{}
 	for {
 		packet, err := packets.ReadPacket(conn)
 		if err != nil {
@@ -184,20 +182,12 @@ func (a *awsIoT) serve(conn *tls.Conn) (problem string) {
 			if m.TopicName != "sip/site1" && m.TopicName != "sip/site1/status" || len(m.Payload) > awsPayload {
 				return fmt.Sprintf("%d bytes for the topic %s", len(m.Payload), m.TopicName)
 			}
-			now, total := time.Now(), len(m.Payload)
-			for len(times) > 0 && now.Sub(times[0]) >= time.Second {
-				times, sizes = times[1:], sizes[1:]
-			}
-			for _, size := range sizes {
-				total += size
-			}
-			if len(times) == awsPublishes || total > awsBytes {
+			if !publishes.take(awsPublishes, 1) || !bytes.take(awsBytes, len(m.Payload)) {
 				a.mu.Lock()
 				a.ignored++
 				a.mu.Unlock()
 				continue
 			}
-			times, sizes = append(times, now), append(sizes, len(m.Payload))
 			if m.TopicName == "sip/site1" {
 				a.mu.Lock()
 				a.payloads = append(a.payloads, slices.Clone(m.Payload))

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -318,6 +320,146 @@ func TestAcknowledgementsWithheld(t *testing.T) {
 	}
 }
 
+// TestMessageRefused: Mosquitto hangs up at a packet of more than max_packet_size. This one message is dropped, counted and
+// logged with its size, and all others arrive in order.
+func TestMessageRefused(t *testing.T) {
+	t.Parallel()
+	d := newDelivery(t)
+	_, files := withFiles(t, nil)
+	d.restartBroker("max_packet_size 20000\n", files)
+	topic := subscribe(t, d.broker.address, "sip")
+	d.start(map[string]string{"BROKER": "tcp://secure:1883"}) // nothing between them
+	const body = 30000
+	large := bytes.Replace(numbered(0), []byte("Length: 0\r\n\r\n"), []byte("Length: 30000\r\n\r\n"+strings.Repeat("x", body)), 1)
+	d.send(time.Second)
+	if _, err := d.socket.WriteTo(large, &net.UDPAddr{IP: net.ParseIP(d.addressOf(d.sensor)), Port: 5060}); err != nil {
+		t.Fatal(err)
+	}
+	d.send(time.Second)
+	d.untilPublished(40 * time.Second)
+	checkArrivals(t, topic.payloads(), 1, d.sent)
+	allStats(t, d.sensor)
+	s := stopSensor(t, d.sensor)
+	if s.Published != uint64(d.sent) || s.Dropped != 1 || sum(s.Messages) != uint64(d.sent)+1 || s.QueueMessages != 0 || s.QueueBytes != 0 {
+		t.Errorf("sent %d and a large one, the counters say %+v", d.sent, s)
+	}
+	text := logs(t, d.sensor)
+	lines := regexp.MustCompile(`(?m)^.*"level":"ERROR","msg":"message dropped.*"bytes":(\d+).*max_packet_size.*$`).FindAllStringSubmatch(text, -1)
+	if len(lines) != 1 {
+		t.Fatalf("%d lines on a dropped message, want 1:\n%s", len(lines), text)
+	}
+	// Beside the message in base64 an envelope has less than 400 bytes.
+	encoded := base64.StdEncoding.EncodedLen(len(large))
+	if size, _ := strconv.Atoi(lines[0][1]); size <= encoded || size > encoded+400 {
+		t.Errorf("a message of %d bytes in base64 is logged with %d", encoded, size)
+	}
+	if strings.Contains(text, "alice") {
+		t.Errorf("the log names a party:\n%s", text)
+	}
+}
+
+// TestThrottled: a broker that ignores what is over its quota of 100 publishes a second, and closes nothing, as AWS IoT does.
+func TestThrottled(t *testing.T) {
+	const quota = 100
+	// With a MAX_RATE at the quota nothing is ignored, and messages go out evenly although they come in a burst.
+	t.Run("MAX_RATE", func(t *testing.T) {
+		t.Parallel()
+		d := newDelivery(t)
+		topic := subscribe(t, d.broker.address, "sip")
+		d.proxy.quota = quota
+		d.start(map[string]string{"MAX_RATE": strconv.Itoa(quota)})
+		d.send(2 * time.Second)
+		if repeated := d.allDelivered(topic, 20*time.Second); repeated > 0 {
+			t.Errorf("%d were sent again", repeated)
+		}
+		d.proxy.set(func(p *proxy) {
+			if p.ignored > 0 || p.types["CONNECT"] != 1 {
+				t.Errorf("%d ignored, %d connections", p.ignored, p.types["CONNECT"])
+			}
+			var gaps []time.Duration
+			for i, m := range p.sent[1:] {
+				gaps = append(gaps, m.at.Sub(p.sent[i].at))
+			}
+			took := p.sent[len(p.sent)-1].at.Sub(p.sent[0].at)
+			slices.Sort(gaps)
+			low, middle, high := gaps[len(gaps)/10], gaps[len(gaps)/2], gaps[len(gaps)*9/10]
+			t.Logf("%d messages in %s, gaps %s to %s, %s in the middle", len(p.sent), took, low, high, middle)
+			const gap = time.Second / quota
+			if least := time.Duration(len(gaps)) * gap; took < least*99/100 || took > least*5/4 {
+				t.Errorf("%d messages took %s", len(p.sent), took)
+			}
+			if low < gap/4 || middle < gap*8/10 || middle > gap*12/10 {
+				t.Errorf("a tenth of the gaps is below %s, a half below %s", low, middle)
+			}
+		})
+	})
+	// Without it the log says what is missing, and where to look.
+	t.Run("no MAX_RATE", func(t *testing.T) {
+		t.Parallel()
+		d := newDelivery(t)
+		topic := subscribe(t, d.broker.address, "sip")
+		d.proxy.quota = quota
+		d.start(nil)
+		d.send(2 * time.Second)
+		reason := regexp.MustCompile(`"level":"ERROR".*[1-9]\d* PUBACKs are late.*"check":"[^"]*quotas[^"]*MAX_RATE`)
+		eventually(t, 45*time.Second, "the reason in the log", func() bool { return reason.MatchString(logs(t, d.sensor)) })
+		if ignored := get(d.proxy, func(p *proxy) int { return p.ignored }); ignored == 0 {
+			t.Error("nothing was over the quota")
+		}
+		d.proxy.set(func(p *proxy) { p.quota = 0 })
+		d.proxy.cut() // what was ignored on this connection never gets a PUBACK
+		if d.allDelivered(nil, 15*time.Second) == 0 {
+			t.Error("nothing had to be sent again")
+		}
+		// A broker that ignores one message and takes a later one changes their order.
+		if a := arrived(t, topic.payloads(), d.sent); a.missing > 0 {
+			t.Errorf("%d of %d messages never came", a.missing, d.sent)
+		}
+	})
+}
+
+// TestLogReader: standard output that nobody reads, or none, holds up neither delivery, nor a reconnect, nor the stop.
+func TestLogReader(t *testing.T) {
+	// The shell's descriptor 3, which the sensor inherits, is the pipe's other end, from which nobody reads.
+	const full = "mkfifo /log\nexec 3<>/log\nhead -c 65536 /dev/zero >&3\nexec /sip-capture >/log"
+	program := sensorProgram(t)
+	for name, script := range map[string]string{
+		"stalls":        full,
+		"comes back":    full,
+		"has gone":      "exec /sip-capture > >(head -n 1)",
+		"never existed": "exec /sip-capture >&-",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDelivery(t)
+			topic := subscribe(t, d.broker.address, "sip")
+			d.sensor = startContainer(t, hostImage, onNetwork(d.network), testcontainers.WithEntrypoint("bash", "-c", script),
+				testcontainers.WithEnv(map[string]string{"INTERFACE": "eth0", "BROKER": d.proxy.url(), "TOPIC": "sip", "STATS_INTERVAL": "2ms"}),
+				testcontainers.WithFiles(testcontainers.ContainerFile{Reader: bytes.NewReader(program), ContainerFilePath: "/sip-capture", FileMode: 0o755}),
+				testcontainers.WithConfigModifier(func(c *container.Config) { c.StopSignal = "SIGTERM" }))
+			eventually(t, 10*time.Second, "connected", func() bool { return d.proxy.count("CONNECT") > 0 })
+			d.send(2 * time.Second)
+			d.proxy.cut()
+			d.send(2 * time.Second)
+			eventually(t, 15*time.Second, "all arrived", func() bool {
+				_, unacknowledged := d.sip()
+				return unacknowledged == 0 && len(topic.payloads()) >= d.sent
+			})
+			checkArrivals(t, topic.payloads(), 1, d.sent)
+			if n := d.proxy.count("CONNECT"); n != 2 {
+				t.Errorf("%d connections, want 2", n)
+			}
+			if name == "comes back" { // more than the 1,000 lines that wait had been written before
+				bash(t, d.sensor, `timeout 5 grep -a -m 1 '"lines of this log are lost.*"lines":[1-9]' /log`)
+			}
+			endSensor(t, d.sensor)
+			if d.proxy.count("DISCONNECT") != 1 {
+				t.Error("no DISCONNECT")
+			}
+		})
+	}
+}
+
 // TestQueueFull: no broker, QUEUE_MB=1: the memory stays bounded, the oldest are dropped and no others.
 func TestQueueFull(t *testing.T) {
 	t.Parallel()
@@ -418,6 +560,32 @@ func TestStop(t *testing.T) {
 		}
 		checkArrivals(t, topic.payloads(), 1, d.sent)
 	})
+}
+
+// TestHangUp: SIGHUP, which a closed terminal sends, is a clean stop: what waits for a broker is delivered first.
+func TestHangUp(t *testing.T) {
+	t.Parallel()
+	d := newDelivery(t)
+	topic := subscribe(t, d.broker.address, "sip")
+	status := subscribe(t, d.broker.address, "status")
+	d.start(map[string]string{"STATUS_TOPIC": "status"}, testcontainers.WithConfigModifier(func(c *container.Config) { c.StopSignal = "SIGHUP" }))
+	d.send(time.Second)
+	d.untilPublished(5 * time.Second)
+	d.proxy.set(func(p *proxy) { p.stalled = true })
+	d.send(time.Second)
+	time.Sleep(200 * time.Millisecond) // half of libpcap's time limit is the latency
+	time.AfterFunc(2*time.Second, func() { d.proxy.set(func(p *proxy) { p.stalled = false }) })
+	s := stopSensor(t, d.sensor)
+	if s.Published != uint64(d.sent) || s.Dropped != 0 || s.QueueMessages != 0 {
+		t.Errorf("sent %d, the counters say %+v", d.sent, s)
+	}
+	if text := logs(t, d.sensor); !strings.Contains(text, `"signal":"hangup"`) {
+		t.Errorf("the signal is not logged:\n%s", text)
+	}
+	checkArrivals(t, topic.exactly(t, d.sent), 1, d.sent)
+	if all := status.exactly(t, 2); string(all[1]) != "offline" || d.proxy.count("DISCONNECT") != 1 {
+		t.Errorf("the status was %q at last, with %d DISCONNECT", all[1], d.proxy.count("DISCONNECT"))
+	}
 }
 
 // withFiles binds a new directory into a container, at the same path, and returns the path. Docker doesn't copy files into a

@@ -24,8 +24,10 @@ type proxy struct {
 	conns    map[net.Conn]bool
 	stalled  bool // forward nothing, close nothing
 	withhold bool // forward no PUBACK
+	quota    int  // most publishes a second that are forwarded, 0: no limit
 	opaque   bool // forward bytes and parse nothing: they should be TLS
 	fromHere []byte
+	ignored  int                  // publishes over the quota
 	types    map[string]int       // how many packets of each type the sensor sent
 	sent     []publishedThroughUs // in the order of sending
 	acked    map[string]bool      // payloads that the broker acknowledged
@@ -36,6 +38,7 @@ type proxy struct {
 type publishedThroughUs struct {
 	topic, payload string
 	dup, retained  bool
+	at             time.Time
 }
 
 // newProxy listens at a host's address; the target is where the broker is.
@@ -119,9 +122,10 @@ func (p *proxy) serve(sensor net.Conn) {
 	defer p.set(func(p *proxy) { delete(p.conns, sensor); delete(p.conns, broker) })
 
 	payloads := map[uint16]string{} // by packet id, on this connection
+	allowed := &bucket{}
 	done := make(chan bool, 2)
 	go func() {
-		p.forward(broker, sensor, func(packet packets.ControlPacket) bool { return p.fromSensor(packet, payloads) })
+		p.forward(broker, sensor, func(packet packets.ControlPacket) bool { return p.fromSensor(packet, payloads, allowed) })
 		done <- true
 	}()
 	go func() {
@@ -165,7 +169,7 @@ func (r opaqueRecord) Write(b []byte) (int, error) {
 }
 
 // fromSensor keeps what the sensor sends, and notes what it never may.
-func (p *proxy) fromSensor(packet packets.ControlPacket, payloads map[uint16]string) bool {
+func (p *proxy) fromSensor(packet packets.ControlPacket, payloads map[uint16]string, allowed *bucket) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch m := packet.(type) {
@@ -177,7 +181,11 @@ func (p *proxy) fromSensor(packet packets.ControlPacket, payloads map[uint16]str
 			p.problems = append(p.problems, fmt.Sprintf("the sensor published to %q, QoS %d, retained %v", m.TopicName, m.Qos, m.Retain))
 		}
 		payloads[m.MessageID] = string(m.Payload)
-		p.sent = append(p.sent, publishedThroughUs{m.TopicName, string(m.Payload), m.Dup, m.Retain})
+		p.sent = append(p.sent, publishedThroughUs{m.TopicName, string(m.Payload), m.Dup, m.Retain, time.Now()})
+		if p.quota > 0 && !allowed.take(p.quota, 1) {
+			p.ignored++
+			return false
+		}
 	case *packets.PingreqPacket:
 		p.types["PINGREQ"]++
 	case *packets.DisconnectPacket:
@@ -185,6 +193,25 @@ func (p *proxy) fromSensor(packet packets.ControlPacket, payloads map[uint16]str
 	default:
 		p.problems = append(p.problems, fmt.Sprintf("the sensor sent %v", packet))
 	}
+	return true
+}
+
+// bucket counts a quota on a connection. What is over is what the sensor sent too fast: a second's worth may come at once, as
+// the way to here may delay what was sent evenly.
+type bucket struct {
+	left  float64
+	since time.Time
+}
+
+// take reports whether n more are within the quota a second.
+func (b *bucket) take(quota, n int) bool {
+	now := time.Now()
+	b.left = min(float64(quota), b.left+now.Sub(b.since).Seconds()*float64(quota))
+	b.since = now
+	if b.left < float64(n) {
+		return false
+	}
+	b.left -= float64(n)
 	return true
 }
 

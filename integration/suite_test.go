@@ -433,9 +433,22 @@ func startSensor(t *testing.T, mode string, env map[string]string, options ...te
 	return startContainer(t, sensorImage, sensorRequest(mode, env, append([]testcontainers.ContainerCustomizer{ready}, options...)...)...)
 }
 
-// stopSensor stops a sensor as `docker stop` does, checks that it ended by itself with status 0 within 10 s, and returns
-// its last counters.
+// sensorProgram returns the program of the sensor's image.
+func sensorProgram(t *testing.T) []byte {
+	t.Helper()
+	c := startContainer(t, sensorImage, sensorRequest("none", map[string]string{"TOPIC": "sip"})...)
+	return fileFrom(t, c, "/sip-capture")
+}
+
+// stopSensor is endSensor, and returns the last counters in the log.
 func stopSensor(t *testing.T, c testcontainers.Container) counters {
+	t.Helper()
+	endSensor(t, c)
+	return stats(t, c)
+}
+
+// endSensor stops a sensor as `docker stop` does, and checks that it ended by itself with status 0 within 10 s.
+func endSensor(t *testing.T, c testcontainers.Container) {
 	t.Helper()
 	start := time.Now()
 	timeout := 20 * time.Second
@@ -448,7 +461,6 @@ func stopSensor(t *testing.T, c testcontainers.Container) counters {
 	if code := exitCode(t, c); code != 0 {
 		t.Errorf("exit code %d, want 0; log:\n%s", code, logs(t, c))
 	}
-	return stats(t, c)
 }
 
 // exitCode returns the exit code of a container that has ended.
