@@ -320,8 +320,8 @@ func TestAcknowledgementsWithheld(t *testing.T) {
 	}
 }
 
-// TestMessageRefused: Mosquitto hangs up at a packet of more than max_packet_size. This one message is dropped, counted and
-// logged with its size, and all others arrive in order.
+// TestMessageRefused: Mosquitto hangs up at a packet of more than max_packet_size. This one message is dropped,
+// counted and logged with its size, and all others arrive in order.
 func TestMessageRefused(t *testing.T) {
 	t.Parallel()
 	d := newDelivery(t)
@@ -329,10 +329,11 @@ func TestMessageRefused(t *testing.T) {
 	d.restartBroker("max_packet_size 20000\n", files)
 	topic := subscribe(t, d.broker.address, "sip")
 	d.start(map[string]string{"BROKER": "tcp://secure:1883"}) // nothing between them
-	const body = 30000
-	large := bytes.Replace(numbered(0), []byte("Length: 0\r\n\r\n"), []byte("Length: 30000\r\n\r\n"+strings.Repeat("x", body)), 1)
+	body := "Length: 30000\r\n\r\n" + strings.Repeat("x", 30000)
+	large := bytes.Replace(numbered(0), []byte("Length: 0\r\n\r\n"), []byte(body), 1)
 	d.send(time.Second)
-	if _, err := d.socket.WriteTo(large, &net.UDPAddr{IP: net.ParseIP(d.addressOf(d.sensor)), Port: 5060}); err != nil {
+	to := &net.UDPAddr{IP: net.ParseIP(d.addressOf(d.sensor)), Port: 5060}
+	if _, err := d.socket.WriteTo(large, to); err != nil {
 		t.Fatal(err)
 	}
 	d.send(time.Second)
@@ -340,11 +341,13 @@ func TestMessageRefused(t *testing.T) {
 	checkArrivals(t, topic.payloads(), 1, d.sent)
 	allStats(t, d.sensor)
 	s := stopSensor(t, d.sensor)
-	if s.Published != uint64(d.sent) || s.Dropped != 1 || sum(s.Messages) != uint64(d.sent)+1 || s.QueueMessages != 0 || s.QueueBytes != 0 {
+	if s.Published != uint64(d.sent) || s.Dropped != 1 || sum(s.Messages) != uint64(d.sent)+1 ||
+		s.QueueMessages != 0 || s.QueueBytes != 0 {
 		t.Errorf("sent %d and a large one, the counters say %+v", d.sent, s)
 	}
 	text := logs(t, d.sensor)
-	lines := regexp.MustCompile(`(?m)^.*"level":"ERROR","msg":"message dropped.*"bytes":(\d+).*max_packet_size.*$`).FindAllStringSubmatch(text, -1)
+	dropped := regexp.MustCompile(`"level":"ERROR","msg":"message dropped.*"bytes":(\d+).*max_packet_size`)
+	lines := dropped.FindAllStringSubmatch(text, -1)
 	if len(lines) != 1 {
 		t.Fatalf("%d lines on a dropped message, want 1:\n%s", len(lines), text)
 	}
@@ -358,7 +361,8 @@ func TestMessageRefused(t *testing.T) {
 	}
 }
 
-// TestThrottled: a broker that ignores what is over its quota of 100 publishes a second, and closes nothing, as AWS IoT does.
+// TestThrottled: a broker that ignores what is over its quota of 100 publishes a second, and closes nothing, as AWS IoT
+// does.
 func TestThrottled(t *testing.T) {
 	const quota = 100
 	// With a MAX_RATE at the quota nothing is ignored, and messages go out evenly although they come in a burst.
@@ -402,7 +406,9 @@ func TestThrottled(t *testing.T) {
 		d.start(nil)
 		d.send(2 * time.Second)
 		reason := regexp.MustCompile(`"level":"ERROR".*[1-9]\d* PUBACKs are late.*"check":"[^"]*quotas[^"]*MAX_RATE`)
-		eventually(t, 45*time.Second, "the reason in the log", func() bool { return reason.MatchString(logs(t, d.sensor)) })
+		eventually(t, 45*time.Second, "the reason in the log", func() bool {
+			return reason.MatchString(logs(t, d.sensor))
+		})
 		if ignored := get(d.proxy, func(p *proxy) int { return p.ignored }); ignored == 0 {
 			t.Error("nothing was over the quota")
 		}
@@ -433,10 +439,19 @@ func TestLogReader(t *testing.T) {
 			t.Parallel()
 			d := newDelivery(t)
 			topic := subscribe(t, d.broker.address, "sip")
-			d.sensor = startContainer(t, hostImage, onNetwork(d.network), testcontainers.WithEntrypoint("bash", "-c", script),
-				testcontainers.WithEnv(map[string]string{"INTERFACE": "eth0", "BROKER": d.proxy.url(), "TOPIC": "sip", "STATS_INTERVAL": "2ms"}),
-				testcontainers.WithFiles(testcontainers.ContainerFile{Reader: bytes.NewReader(program), ContainerFilePath: "/sip-capture", FileMode: 0o755}),
-				testcontainers.WithConfigModifier(func(c *container.Config) { c.StopSignal = "SIGTERM" }))
+			d.sensor = startContainer(t, hostImage, onNetwork(d.network), stoppedBy("SIGTERM"),
+				testcontainers.WithEntrypoint("bash", "-c", script),
+				testcontainers.WithEnv(map[string]string{
+					"INTERFACE":      "eth0",
+					"BROKER":         d.proxy.url(),
+					"TOPIC":          "sip",
+					"STATS_INTERVAL": "2ms", // which fills everything
+				}),
+				testcontainers.WithFiles(testcontainers.ContainerFile{
+					Reader:            bytes.NewReader(program),
+					ContainerFilePath: "/sip-capture",
+					FileMode:          0o755,
+				}))
 			eventually(t, 10*time.Second, "connected", func() bool { return d.proxy.count("CONNECT") > 0 })
 			d.send(2 * time.Second)
 			d.proxy.cut()
@@ -568,7 +583,7 @@ func TestHangUp(t *testing.T) {
 	d := newDelivery(t)
 	topic := subscribe(t, d.broker.address, "sip")
 	status := subscribe(t, d.broker.address, "status")
-	d.start(map[string]string{"STATUS_TOPIC": "status"}, testcontainers.WithConfigModifier(func(c *container.Config) { c.StopSignal = "SIGHUP" }))
+	d.start(map[string]string{"STATUS_TOPIC": "status"}, stoppedBy("SIGHUP"))
 	d.send(time.Second)
 	d.untilPublished(5 * time.Second)
 	d.proxy.set(func(p *proxy) { p.stalled = true })
@@ -586,6 +601,11 @@ func TestHangUp(t *testing.T) {
 	if all := status.exactly(t, 2); string(all[1]) != "offline" || d.proxy.count("DISCONNECT") != 1 {
 		t.Errorf("the status was %q at last, with %d DISCONNECT", all[1], d.proxy.count("DISCONNECT"))
 	}
+}
+
+// stoppedBy sets the signal with which Docker stops a container.
+func stoppedBy(signal string) testcontainers.CustomizeRequestOption {
+	return testcontainers.WithConfigModifier(func(c *container.Config) { c.StopSignal = signal })
 }
 
 // withFiles binds a new directory into a container, at the same path, and returns the path. Docker doesn't copy files into a

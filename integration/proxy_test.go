@@ -125,7 +125,9 @@ func (p *proxy) serve(sensor net.Conn) {
 	allowed := &bucket{}
 	done := make(chan bool, 2)
 	go func() {
-		p.forward(broker, sensor, func(packet packets.ControlPacket) bool { return p.fromSensor(packet, payloads, allowed) })
+		p.forward(broker, sensor, func(packet packets.ControlPacket) bool {
+			return p.fromSensor(packet, payloads, allowed)
+		})
 		done <- true
 	}()
 	go func() {
@@ -196,8 +198,8 @@ func (p *proxy) fromSensor(packet packets.ControlPacket, payloads map[uint16]str
 	return true
 }
 
-// bucket counts a quota on a connection. What is over is what the sensor sent too fast: a second's worth may come at once, as
-// the way to here may delay what was sent evenly.
+// bucket counts a quota on a connection. A second's worth may come at once, as the way to here may delay what was sent
+// evenly.
 type bucket struct {
 	left  float64
 	since time.Time
