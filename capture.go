@@ -37,7 +37,7 @@ const (
 	maxHeaders = 24      // in a frame: tags, extensions, tunnels; a longer chain is an attack
 
 	maxDatagrams = 5 << 20   // bytes that datagrams in fragments hold
-	maxFlows     = 10 << 20  // bytes that flows hold; most hold nothing
+	maxFlows     = 8 << 20   // bytes that flows hold; most hold nothing
 	maxIdle      = 120_000   // flows that hold nothing, and as many that had nothing to say lately
 	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
 	pieceSize    = 16        // bytes of a piece
@@ -128,11 +128,7 @@ func (s *source) activate() (*pcap.Handle, error) {
 func (s *source) check() error {
 	info, err := os.Stat(s.name)
 	if s.isFile && s.name != "-" && (err != nil || info.Mode().IsRegular()) {
-		handle, err := s.open()
-		if err == nil {
-			handle.Close()
-		}
-		return err
+		return s.checkFile()
 	}
 	link, number := ethernet, layers.LinkTypeEthernet
 	if s.name == "any" && !s.isFile {
@@ -140,6 +136,23 @@ func (s *source) check() error {
 	}
 	_, err = pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
 	return refused(err, link)
+}
+
+// checkFile reads as far as the first frame.
+func (s *source) checkFile() error {
+	handle, err := s.open()
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	_, _, err = handle.ZeroCopyReadPacketData()
+	if errors.Is(err, pcap.NextErrorReadError) {
+		err, isHopeless := readError(handle)
+		if isHopeless {
+			return fmt.Errorf("reading %s: %w", s.name, err)
+		}
+	}
+	return nil // what is cut is read as far as it goes
 }
 
 // refused is an error if a BPF filter is.
@@ -262,7 +275,8 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 		case errors.Is(err, pcap.NextErrorTimeoutExpired):
 			d.expire(time.Now()) // also on a quiet device
 		case errors.Is(err, pcap.NextErrorReadError):
-			return fmt.Errorf("reading %s: %w", s.name, explained(handle.Error()))
+			err, _ = readError(handle)
+			return fmt.Errorf("reading %s: %w", s.name, err)
 		default: // the end of the file
 			return nil
 		}
@@ -297,13 +311,15 @@ var explanations = map[string]string{
 	"different from the snapshot length": "convert the file: editcap -F pcap FILE FILE.pcap",
 }
 
-func explained(err error) error {
+// readError is the error of a handle that couldn't read, and whether all of its file is of no use.
+func readError(handle *pcap.Handle) (err error, isHopeless bool) {
+	err = handle.Error()
 	for text, explanation := range explanations {
 		if strings.Contains(err.Error(), text) {
-			return fmt.Errorf("%w: %s", err, explanation)
+			return fmt.Errorf("%w: %s", err, explanation), true
 		}
 	}
-	return err
+	return err, false
 }
 
 // decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that
@@ -659,7 +675,7 @@ func (d *decoder) ip(h [40]byte, b []byte) (next int, rest []byte) {
 		p.last = h[6]&0x20 == 0
 		p.protocol = h[9]
 		key.id = u16(h[4:])
-		key.protocol = p.protocol // of IPv4 a part of the name (RFC 791 §3.2), not of IPv6 (RFC 8200 §4.5)
+		key.protocol = p.protocol // RFC 791 §3.2; not of IPv6 (RFC 8200 §4.5)
 		size = 4 * int(h[0]&15)
 		total = u16(h[2:])
 		src, dst = h[12:16], h[16:20]
@@ -849,7 +865,7 @@ type datagram struct {
 	pieces    []piece   // by position; they don't overlap
 	bytes     []byte    // of all pieces, in the order of arrival
 	covered   int       // bytes of the datagram that are there
-	accounted int       // in bytes: what lies before it is of datagrams that are finished or counted
+	accounted int       // in bytes: before it lies what is of datagrams finished or counted
 	failures  int       // of checksums
 	cut       bool      // a piece was not captured as a whole
 }
@@ -1423,7 +1439,7 @@ type framer struct {
 	buffer    []byte // from where a message, or a WebSocket frame, may begin
 	line      int    // of the buffer: where the last line of the header section begins
 	searched  int    // of the buffer: no line ends between there and line
-	need      int    // size of the message or frame in the buffer, or of what tells whether it is one
+	need      int    // size of the message or frame in the buffer, or of what may tell which it is
 	passed    int    // bytes before the first message
 }
 
