@@ -371,7 +371,7 @@ func readSource(t *testing.T, content []byte, bpf string) (times []string, err e
 	if err == nil {
 		err = s.capture(t.Context(), handle, d)
 	}
-	if checked := s.check(); (checked == nil) != (err == nil || len(times) > 0) {
+	if checked := errors.Join(s.checkFile(), s.checkBPF()); (checked == nil) != (err == nil || len(times) > 0) {
 		t.Errorf("check says %v, capture %v", checked, err)
 	}
 	return times, err
@@ -410,7 +410,7 @@ func TestSource(t *testing.T) {
 		{
 			name:     "a link type above 255 whose lower half is Ethernet's",
 			content:  file(257, 1),
-			err:      "link type PROFIBUS_DL can't be used; it reads EN10MB",
+			err:      "link type PROFIBUS_DL can't be used",
 			unusable: true,
 		},
 		{

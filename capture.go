@@ -123,36 +123,53 @@ func (s *source) activate() (*pcap.Handle, error) {
 	return handle, err
 }
 
-// check tells what is wrong with the filter, or the file, without capturing. What can be read only
-// once isn't read: that may be of any link type.
-func (s *source) check() error {
-	info, err := os.Stat(s.name)
-	if s.isFile && s.name != "-" && (err != nil || info.Mode().IsRegular()) {
-		return s.checkFile()
-	}
-	link, number := ethernet, layers.LinkTypeEthernet
-	if s.name == "any" && !s.isFile {
-		link, number = linuxCooked, layers.LinkTypeLinuxSLL
-	}
-	_, err = pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
-	return refused(err, link)
-}
-
-// checkFile reads as far as the first frame.
+// checkFile tells what is wrong with a file, as far as its first frame. What can be read only once
+// isn't read.
 func (s *source) checkFile() error {
-	handle, err := s.open()
+	if !s.isFile || s.isPipe() {
+		return nil
+	}
+	handle, err := s.activate()
 	if err != nil {
 		return err
 	}
 	defer handle.Close()
+	_, err = linkTypeOf(handle)
+	if err != nil {
+		return err
+	}
 	_, _, err = handle.ZeroCopyReadPacketData()
 	if errors.Is(err, pcap.NextErrorReadError) {
-		err, isHopeless := readError(handle)
-		if isHopeless {
-			return fmt.Errorf("reading %s: %w", s.name, err)
+		if err, isHopeless := readError(handle); isHopeless {
+			return err
 		}
 	}
 	return nil // what is cut is read as far as it goes
+}
+
+func (s *source) isPipe() bool {
+	info, err := os.Stat(s.name)
+	return s.name == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0
+}
+
+// checkBPF tells what is wrong with the filter. It has to fit the link type of the file; most devices are
+// Ethernet, and the start knows better.
+func (s *source) checkBPF() error {
+	link, number := ethernet, layers.LinkTypeEthernet
+	if s.isFile && !s.isPipe() {
+		if handle, err := s.activate(); err == nil {
+			defer handle.Close()
+			link, err := linkTypeOf(handle)
+			if err == nil {
+				return refused(handle.SetBPFFilter(cmp.Or(s.bpf, defaultBPF(link))), link)
+			}
+		}
+	}
+	if s.name == "any" && !s.isFile {
+		link, number = linuxCooked, layers.LinkTypeLinuxSLL
+	}
+	_, err := pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
+	return refused(err, link)
 }
 
 // refused is an error if a BPF filter is.

@@ -198,12 +198,10 @@ func configure() (*config, error) {
 		sources = c.sources()
 	}
 	for _, source := range sources {
-		err := source.check()
-		if errors.Is(err, errUnusable) && strings.Contains(err.Error(), "BPF") {
-			check(false, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
-		} else {
-			check(err == nil, "PCAP_FILE", "a pcap or pcapng file that can be read: ", err)
-		}
+		err := source.checkFile()
+		check(err == nil, "PCAP_FILE", "a pcap or pcapng file that can be read: ", err)
+		err = source.checkBPF()
+		check(err == nil, "BPF_FILTER", "a pcap-filter(7) expression: ", err)
 	}
 	c.filter, err = compileFilter(c.SIPFilter)
 	return c, errors.Join(append(problems, err)...)
