@@ -1090,6 +1090,7 @@ type flowKey struct {
 // hundred thousand.
 type idle struct {
 	begin, position       uint32
+	last                  opening
 	fresh, sip, webSocket bool
 }
 
@@ -1107,6 +1108,7 @@ type track struct {
 	framer
 	begin    uint32    // its lowest sequence number, but at most a window before the position
 	position uint32    // the sequence number that comes next
+	last     opening   // of the segment that came last in order
 	fresh    bool      // it begins with a SYN, and nothing came yet
 	counted  bool      // what is incomplete at its end has been counted
 	born     time.Time // when it began
@@ -1121,6 +1123,24 @@ type segment struct {
 	time     time.Time
 	data     []byte
 	missing  int // bytes behind the data that were not captured
+}
+
+// opening is what a segment begins with, to tell another one in its place from a repetition.
+type opening struct {
+	sequence uint32
+	size     uint8
+	bytes    [8]byte
+}
+
+func (s *segment) opening() (o opening) {
+	o.sequence = s.sequence
+	o.size = uint8(copy(o.bytes[:], s.data))
+	return o
+}
+
+func (o opening) contradicts(p opening) bool {
+	size := min(o.size, p.size)
+	return o.sequence == p.sequence && !bytes.Equal(o.bytes[:size], p.bytes[:size])
 }
 
 // behind tells how many bytes of the segment come before a sequence number, which wraps; below 0:
@@ -1181,6 +1201,7 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
 			framer:   framer{sip: known.sip, webSocket: known.webSocket},
 			begin:    known.begin,
 			position: known.position,
+			last:     known.last,
 			fresh:    known.fresh,
 			born:     d.message.time,
 			moved:    d.message.time,
@@ -1192,7 +1213,7 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
 // keep puts a flow where it belongs.
 func (d *decoder) keep(key flowKey, f *flow, e *pooled[flowKey, flow]) {
 	if f.other == nil && f.head == nil && f.waiting == nil && f.isIdle() {
-		d.idle[key] = idle{f.begin, f.position, f.fresh, f.sip, f.webSocket}
+		d.idle[key] = idle{f.begin, f.position, f.last, f.fresh, f.sip, f.webSocket}
 		if e != nil {
 			d.flows.drop(e)
 		}
@@ -1223,9 +1244,12 @@ func (d *decoder) segment(f *flow, s segment, isFirst bool) {
 		f.other = nil
 	}
 	fit := f.fit(&s, isFirst)
-	if f.other != nil && f.other.fit(&s, isFirst) < fit {
-		fit = f.other.fit(&s, isFirst)
-		f.track, *f.other = *f.other, f.track
+	if f.other != nil {
+		other := f.other.fit(&s, isFirst)
+		if other < fit || other == fit && f.other.sip && !f.sip {
+			fit = other
+			f.track, *f.other = *f.other, f.track
+		}
 	}
 	switch fit {
 	case continues:
@@ -1253,6 +1277,8 @@ func (t *track) fit(s *segment, isFirst bool) int {
 	behind := s.behind(t.position)
 	switch {
 	case t.born.IsZero() || isFirst && s.sequence != t.begin:
+		return unrelated
+	case t.last.contradicts(s.opening()): // one of them is a stray
 		return unrelated
 	case behind == 0 && len(s.data) > 0:
 		return continues
@@ -1324,6 +1350,10 @@ func (d *decoder) advance(f *flow, s segment) {
 				s.data = s.data[:room]
 				s.missing = 0
 			}
+			if f.other.last.contradicts(rest.opening()) { // it is a stray
+				d.endTrack(f.other)
+				f.other = nil
+			}
 		}
 		d.extend(&f.track, s)
 		if f.other != nil && f.position == f.other.begin {
@@ -1359,6 +1389,9 @@ func (d *decoder) extend(t *track, s segment) {
 		d.message.index = 0
 	}
 	s.cutFront(t.position)
+	if len(s.data) > 0 {
+		t.last = s.opening()
+	}
 	t.feed(d, s.data)
 	t.position += uint32(len(s.data))
 	if s.missing > 0 {
