@@ -26,8 +26,8 @@ import (
 
 // From libpcap to SIP messages:
 //
-//	source → frame → headers and tunnels → datagram, put together from its fragments → message
-//	                                     → segment → track of a flow → framer → message
+//	source → frame → headers, tunnels → datagram, put together from fragments → message
+//	                                  → segment → track of a flow → framer → message
 //
 // Limits on what the wire can make the sensor keep, for each source. Times are of the capture.
 const (
@@ -152,8 +152,8 @@ func (s *source) isPipe() bool {
 	return s.name == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0
 }
 
-// checkBPF tells what is wrong with the filter. It has to fit the link type of the file; most devices are
-// Ethernet, and the start knows better.
+// checkBPF tells what is wrong with the filter. It has to fit the link type of the file; most
+// devices are Ethernet, and the start knows better.
 func (s *source) checkBPF() error {
 	link, number := ethernet, layers.LinkTypeEthernet
 	if s.isFile && !s.isPipe() {

@@ -1822,28 +1822,34 @@ func FuzzFragments(f *testing.F) {
 	for i, size := range []int{900, 900, 1100} {
 		sent = append(sent, request("INVITE", strconv.Itoa(i), strings.Repeat(string(rune('a'+i)), 200)+strings.Repeat("z", size-200)))
 	}
-	f.Fuzz(func(t *testing.T, script []byte, six bool) {
-		outer := []header{ethernetHeader(), ipv4Header()}
-		if six {
-			outer = []header{ethernetHeader(), ipv6Header()}
-		}
-		var pieces [][][]byte
+	outers := [][]header{{ethernetHeader(), ipv4Header()}, {ethernetHeader(), ipv6Header()}}
+	built := make([][][][]byte, len(outers)) // of each family, of each datagram
+	for family, outer := range outers {
 		for _, raw := range sent {
 			inner := []header{udpHeader(5060, 5060), data(raw)}
-			pieces = append(pieces, slices.Concat(
+			built[family] = append(built[family], slices.Concat(
 				fragments(outer, inner, 77, 400, 800),
 				fragments(outer, inner, 77, sizes(160, 800)...),
 				fragments(outer, inner, 77, 8, 16, 904)))
+		}
+		var foreign [][]byte
+		for i := range 64 {
+			bytes := bytes.Repeat([]byte{byte(i)}, 16)
+			foreign = append(foreign, fragment(outer, layers.IPProtocolUDP, 77, 8*i, i%2 == 0, bytes))
+		}
+		built[family] = append(built[family], foreign)
+	}
+	f.Fuzz(func(t *testing.T, script []byte, six bool) {
+		pieces := built[0]
+		if six {
+			pieces = built[1]
 		}
 		p := newPlayer()
 		used := map[byte]map[byte]bool{}
 		for _, step := range script {
 			kind, which := step>>6, step&63
-			frame := fragment(outer, layers.IPProtocolUDP, 77, 8*int(which), which%2 == 0, bytes.Repeat([]byte{which}, 16))
-			if int(kind) < len(pieces) {
-				which %= byte(len(pieces[kind]))
-				frame = pieces[kind][which]
-			}
+			which %= byte(len(pieces[kind]))
+			frame := pieces[kind][which]
 			if used[kind] == nil {
 				used[kind] = map[byte]bool{}
 			}
