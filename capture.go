@@ -1488,6 +1488,7 @@ type framer struct {
 	skip      int    // bytes to come that nothing is looked for in
 	buffer    []byte // from where a message, or a WebSocket frame, may begin
 	line      int    // of the buffer: where the last line of the header section begins
+	lengthAt  int    // of the buffer: where the line before the first Content-Length begins, and 1; 0: none yet
 	searched  int    // of the buffer: no line ends between there and line
 	need      int    // size of the message or frame in the buffer, or of what may tell which it is
 	passed    int    // bytes before the first message
@@ -1677,6 +1678,9 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 			end -= f.line
 			f.searched = end
 			f.broken = false
+			f.lengthAt = 0
+		} else if f.lengthAt == 0 && mayHaveLength(line) {
+			f.lengthAt = 1 + bytes.LastIndexByte(b[:f.line-1], '\n') + 1
 		}
 		f.line = end
 	}
@@ -1685,8 +1689,11 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 // beginsMessage tells whether a line in a header section is a start line, and not one like "Server
 // : demo SIP/2.0".
 func beginsMessage(line []byte) bool {
-	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r")) // it is not empty
-	mayBe := line[0]|0x20 == 's' || last[len(last)-1] == '0'   // 0x20: in lower case
+	text := line[:len(line)-1]
+	if end := len(text) - 1; end > 0 && text[end] == '\r' {
+		text = text[:end]
+	}
+	mayBe := len(text) > 3 && (text[3] == '/' || text[len(text)-2] == '.') // at a glance: SIP/2.0
 	if !mayBe || startLine(line) != yes {
 		return false
 	}
@@ -1694,10 +1701,16 @@ func beginsMessage(line []byte) bool {
 	return !bytes.HasPrefix(bytes.TrimLeft(line[name:], " \t"), []byte(":"))
 }
 
+// mayHaveLength tells at a glance whether a line may be a Content-Length, or its compact form.
+func mayHaveLength(line []byte) bool {
+	const at = len("content-")
+	return line[0]|0x20 == 'l' || len(line) > at && line[at]|0x20 == 'l' // 0x20: in lower case
+}
+
 // section comes to the end of a header section, and with it to the Content-Length (RFC 3261 §18.3).
 func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 	end := f.searched
-	length, good := contentLength(b[:end])
+	length, good := contentLength(b[max(f.lengthAt-1, 0):end])
 	isBroken := f.broken
 	f.restart()
 	switch {
