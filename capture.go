@@ -1488,7 +1488,7 @@ type framer struct {
 	skip      int    // bytes to come that nothing is looked for in
 	buffer    []byte // from where a message, or a WebSocket frame, may begin
 	line      int    // of the buffer: where the last line of the header section begins
-	lengthAt  int    // of the buffer: where the line before the first Content-Length begins, and 1; 0: none yet
+	lengthAt  int    // of the buffer: 1 + where the line before the first Content-Length begins
 	searched  int    // of the buffer: no line ends between there and line
 	need      int    // size of the message or frame in the buffer, or of what may tell which it is
 	passed    int    // bytes before the first message
@@ -1707,7 +1707,8 @@ func mayHaveLength(line []byte) bool {
 	return line[0]|0x20 == 'l' || len(line) > at && line[at]|0x20 == 'l' // 0x20: in lower case
 }
 
-// section comes to the end of a header section, and with it to the Content-Length (RFC 3261 §18.3).
+// section comes to the end of a header section, and with it to the Content-Length (RFC 3261
+// §18.3).
 func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 	end := f.searched
 	length, good := contentLength(b[max(f.lengthAt-1, 0):end])
