@@ -33,7 +33,6 @@ import (
 const (
 	maxMessage = 65535   // bytes of a message; its envelope stays below the 128 KB of cloud brokers
 	maxSkip    = 2 << 20 // bytes of a message too large that are skipped; more is a mistake
-	maxMethod  = 256     // bytes of a method
 	maxHeaders = 24      // in a frame: tags, extensions, tunnels; a longer chain is an attack
 
 	maxDatagrams = 5 << 20   // bytes that datagrams in fragments hold
@@ -848,7 +847,8 @@ func (d *decoder) sctp(h [40]byte, b []byte) {
 		}
 		size := u16(b[2:])
 		chunk := d.upTo(b, size)
-		if d.bad = d.bad || size < headerSize; d.bad {
+		d.bad = d.bad || size < headerSize
+		if d.bad {
 			return
 		}
 		if flags := b[1] & whole; isData && flags == whole {

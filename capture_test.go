@@ -1056,11 +1056,6 @@ func (f connection) says(frame, index int, raw string) seen {
 	return seen{tcp, f.src, f.dst, frame, index, raw}
 }
 
-// spoken is the same over WebSocket.
-func (f connection) spoken(frame, index int, raw string) seen {
-	return seen{ws, f.src, f.dst, frame, index, raw}
-}
-
 // syn is the segment before the first byte.
 func (f connection) syn() []byte {
 	f.first--
