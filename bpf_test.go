@@ -322,3 +322,144 @@ func liveTags(t *testing.T, device string) {
 		t.Errorf("%d of %d frames are invalid", n, frames)
 	}
 }
+
+// pcapRecord is a frame in a pcap file.
+func pcapRecord(seconds uint32, frame []byte) (b []byte) {
+	b = binary.LittleEndian.AppendUint32(nil, seconds)
+	b = binary.LittleEndian.AppendUint32(b, 7)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(frame)))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(frame)))
+	return append(b, frame...)
+}
+
+// pcapngBlock is one of a pcapng file (https://datatracker.ietf.org/doc/html/draft-ietf-opsawg-pcapng).
+func pcapngBlock(kind uint32, body ...byte) (b []byte) {
+	body = append(body, make([]byte, (4-len(body)%4)%4)...)
+	size := uint32(12 + len(body))
+	b = binary.LittleEndian.AppendUint32(nil, kind)
+	b = binary.LittleEndian.AppendUint32(b, size)
+	return binary.LittleEndian.AppendUint32(append(b, body...), size)
+}
+
+// pcapngOf has two devices of these link types and snap lengths, and a frame of each.
+func pcapngOf(frame []byte, links [2]byte, snap [2]byte) []byte {
+	b := pcapngBlock(0x0a0d0d0a, 0x4d, 0x3c, 0x2b, 0x1a, 1, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255)
+	for i := range links {
+		b = append(b, pcapngBlock(1, links[i], 0, 0, 0, 0, snap[i], 0, 0)...)
+	}
+	for i := range links {
+		head := []byte{byte(i), 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0}
+		head = binary.LittleEndian.AppendUint32(head, uint32(len(frame)))
+		head = binary.LittleEndian.AppendUint32(head, uint32(len(frame)))
+		b = append(b, pcapngBlock(6, append(head, frame...)...)...)
+	}
+	return b
+}
+
+// readSource captures a file, and returns the times of the messages in it.
+func readSource(t *testing.T, content []byte, bpf string) (times []string, err error) {
+	t.Helper()
+	s := source{name: filepath.Join(t.TempDir(), "file"), isFile: true, bpf: bpf, snaplen: 262144, bufferBytes: 1 << 20}
+	if err := os.WriteFile(s.name, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var counters captureCounters
+	d := newDecoder(&counters, func(m *message) {
+		times = append(times, m.time.UTC().Format(time.RFC3339Nano))
+	})
+	handle, err := s.open()
+	if err == nil {
+		err = s.capture(t.Context(), handle, d)
+	}
+	if checked := errors.Join(s.checkFile(), s.checkBPF()); (checked == nil) != (err == nil || len(times) > 0) {
+		t.Errorf("check says %v, capture %v", checked, err)
+	}
+	return times, err
+}
+
+// TestSource: files that are read, and what is said of those that aren't.
+func TestSource(t *testing.T) {
+	frame := over4(request("INVITE", "source", ""), ethernetHeader())
+	file := func(link uint32, seconds ...uint32) []byte {
+		b := pcapHeader(link)
+		for _, s := range seconds {
+			b = append(b, pcapRecord(s, frame)...)
+		}
+		return b
+	}
+	cut := file(1, 1, 2)
+	for _, row := range []struct {
+		name     string
+		content  []byte
+		bpf      string
+		times    string
+		err      string // a part of it
+		unusable bool
+	}{
+		{
+			name:    "times of 32 bits without a sign",
+			content: file(1, 1<<31-1, 1<<31, 1<<32-1),
+			times:   "2038-01-19T03:14:07.000007Z 2038-01-19T03:14:08.000007Z 2106-02-07T06:28:15.000007Z",
+		},
+		{
+			name:    "cut in the middle",
+			content: cut[:len(cut)-9],
+			times:   "1970-01-01T00:00:01.000007Z",
+			err:     "truncated",
+		},
+		{
+			name:     "a link type above 255 whose lower half is Ethernet's",
+			content:  file(257, 1),
+			err:      "link type PROFIBUS_DL can't be used",
+			unusable: true,
+		},
+		{
+			name:     "a link type above 255 whose lower half is Null's",
+			content:  file(256, 1),
+			bpf:      "len >= 0",
+			err:      "link type BLUETOOTH_LE_LL_WITH_PHDR can't be used",
+			unusable: true,
+		},
+		{
+			name:     "a link type that libpcap doesn't know",
+			content:  file(300, 1),
+			err:      "300",
+			unusable: true,
+		},
+		{
+			name:     "a filter that is none",
+			content:  file(1, 1),
+			bpf:      "port sipp",
+			err:      "the BPF filter can't be used on link type EN10MB",
+			unusable: true,
+		},
+		{
+			name:    "compressed",
+			content: []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14},
+			err:     "unpack it",
+		},
+		{
+			name:    "devices of two link types",
+			content: pcapngOf(frame, [2]byte{1, 113}, [2]byte{8, 8}),
+			err:     "tshark -r FILE",
+		},
+		{
+			name:    "devices of two snap lengths",
+			content: pcapngOf(frame, [2]byte{1, 1}, [2]byte{8, 9}),
+			err:     "editcap -F pcap FILE",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			times, err := readSource(t, row.content, row.bpf)
+			if got := strings.Join(times, " "); got != row.times {
+				t.Errorf("messages at %s, want %s", got, row.times)
+			}
+			if (err == nil) != (row.err == "") || err != nil && !strings.Contains(err.Error(), row.err) {
+				t.Errorf("error %v, want %q", err, row.err)
+			}
+			if errors.Is(err, errUnusable) != row.unusable {
+				t.Errorf("errUnusable is %v: %v", !row.unusable, err)
+			}
+		})
+	}
+}

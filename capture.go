@@ -26,18 +26,17 @@ import (
 
 // From libpcap to SIP messages:
 //
-//	source → frame → headers and tunnels → datagram, put together from its fragments → message
-//	                                     → segment → track of a flow → framer → message
+//	source → frame → headers, tunnels → datagram, put together from fragments → message
+//	                                  → segment → track of a flow → framer → message
 //
 // Limits on what the wire can make the sensor keep, for each source. Times are of the capture.
 const (
 	maxMessage = 65535   // bytes of a message; its envelope stays below the 128 KB of cloud brokers
 	maxSkip    = 2 << 20 // bytes of a message too large that are skipped; more is a mistake
-	maxMethod  = 256     // bytes of a method
 	maxHeaders = 24      // in a frame: tags, extensions, tunnels; a longer chain is an attack
 
 	maxDatagrams = 5 << 20   // bytes that datagrams in fragments hold
-	maxFlows     = 10 << 20  // bytes that flows hold; most hold nothing
+	maxFlows     = 8 << 20   // bytes that flows hold; most hold nothing
 	maxIdle      = 120_000   // flows that hold nothing, and as many that had nothing to say lately
 	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
 	pieceSize    = 16        // bytes of a piece
@@ -73,9 +72,6 @@ type source struct {
 
 // errUnusable is in the errors of what trying again doesn't mend: a filter or a link type.
 var errUnusable = errors.New("can't be used")
-
-// errBPF is the error for a filter.
-var errBPF = fmt.Errorf("the BPF filter %w", errUnusable)
 
 // open opens the device or the file. A BPF filter that is refused never means an unfiltered
 // capture.
@@ -126,28 +122,53 @@ func (s *source) activate() (*pcap.Handle, error) {
 	return handle, err
 }
 
-// check tells what is wrong with a file, and with the filter, without capturing. What can be read
-// only once isn't read. Devices, and what isn't there, are taken for Ethernet, any for Linux cooked.
-func (s *source) check() (fileErr, filterErr error) {
-	info, err := os.Stat(s.name)
-	isPipe := s.name == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0
-	if s.isFile && !isPipe {
-		handle, err := s.open()
-		if err == nil {
-			handle.Close()
-			return nil, nil
-		}
-		if errors.Is(err, errBPF) {
-			return nil, err
-		}
-		fileErr = err
+// checkFile tells what is wrong with a file, as far as its first frame. What can be read only once
+// isn't read.
+func (s *source) checkFile() error {
+	if !s.isFile || s.isPipe() {
+		return nil
 	}
+	handle, err := s.activate()
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	_, err = linkTypeOf(handle)
+	if err != nil {
+		return err
+	}
+	_, _, err = handle.ZeroCopyReadPacketData()
+	if errors.Is(err, pcap.NextErrorReadError) {
+		if err, isHopeless := readError(handle); isHopeless {
+			return err
+		}
+	}
+	return nil // what is cut is read as far as it goes
+}
+
+func (s *source) isPipe() bool {
+	info, err := os.Stat(s.name)
+	return s.name == "-" || err == nil && info.Mode()&os.ModeNamedPipe != 0
+}
+
+// checkBPF tells what is wrong with the filter. It has to fit the link type of the file; most
+// devices are Ethernet, and the start knows better.
+func (s *source) checkBPF() error {
 	link, number := ethernet, layers.LinkTypeEthernet
+	if s.isFile && !s.isPipe() {
+		if handle, err := s.activate(); err == nil {
+			defer handle.Close()
+			link, err := linkTypeOf(handle)
+			if err == nil {
+				return refused(handle.SetBPFFilter(cmp.Or(s.bpf, defaultBPF(link))), link)
+			}
+		}
+	}
 	if s.name == "any" && !s.isFile {
 		link, number = linuxCooked, layers.LinkTypeLinuxSLL
 	}
-	_, err = pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
-	return fileErr, refused(err, link)
+	_, err := pcap.CompileBPFFilter(number, maxMessage, cmp.Or(s.bpf, defaultBPF(link)))
+	return refused(err, link)
 }
 
 // refused is an error if a BPF filter is.
@@ -155,7 +176,7 @@ func refused(err error, link linkType) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w on link type %s: %w", errBPF, link.name, err)
+	return fmt.Errorf("the BPF filter %w on link type %s: %w", errUnusable, link.name, err)
 }
 
 // linkType is a link type that is read: where its header has the EtherType, and the size of that
@@ -270,7 +291,8 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 		case errors.Is(err, pcap.NextErrorTimeoutExpired):
 			d.expire(time.Now()) // also on a quiet device
 		case errors.Is(err, pcap.NextErrorReadError):
-			return fmt.Errorf("reading %s: %w", s.name, explained(handle.Error()))
+			err, _ = readError(handle)
+			return fmt.Errorf("reading %s: %w", s.name, err)
 		default: // the end of the file
 			return nil
 		}
@@ -305,13 +327,15 @@ var explanations = map[string]string{
 	"different from the snapshot length": "convert the file: editcap -F pcap FILE FILE.pcap",
 }
 
-func explained(err error) error {
+// readError is the error of a handle that couldn't read, and whether all of its file is of no use.
+func readError(handle *pcap.Handle) (err error, isHopeless bool) {
+	err = handle.Error()
 	for text, explanation := range explanations {
 		if strings.Contains(err.Error(), text) {
-			return fmt.Errorf("%w: %s", err, explanation)
+			return fmt.Errorf("%w: %s", err, explanation), true
 		}
 	}
-	return err
+	return err, false
 }
 
 // decoder finds the SIP messages in frames. All of its state belongs to the one goroutine that
@@ -667,7 +691,7 @@ func (d *decoder) ip(h [40]byte, b []byte) (next int, rest []byte) {
 		p.last = h[6]&0x20 == 0
 		p.protocol = h[9]
 		key.id = u16(h[4:])
-		key.protocol = p.protocol // of IPv4 a part of the name (RFC 791 §3.2), not of IPv6 (RFC 8200 §4.5)
+		key.protocol = p.protocol // RFC 791 §3.2; not of IPv6 (RFC 8200 §4.5)
 		size = 4 * int(h[0]&15)
 		total = u16(h[2:])
 		src, dst = h[12:16], h[16:20]
@@ -823,7 +847,8 @@ func (d *decoder) sctp(h [40]byte, b []byte) {
 		}
 		size := u16(b[2:])
 		chunk := d.upTo(b, size)
-		if d.bad = d.bad || size < headerSize; d.bad {
+		d.bad = d.bad || size < headerSize
+		if d.bad {
 			return
 		}
 		if flags := b[1] & whole; isData && flags == whole {
@@ -857,7 +882,7 @@ type datagram struct {
 	pieces    []piece   // by position; they don't overlap
 	bytes     []byte    // of all pieces, in the order of arrival
 	covered   int       // bytes of the datagram that are there
-	accounted int       // in bytes: what lies before it is of datagrams that are finished or counted
+	accounted int       // in bytes: before it lies what is of datagrams finished or counted
 	failures  int       // of checksums
 	cut       bool      // a piece was not captured as a whole
 }
@@ -1065,6 +1090,7 @@ type flowKey struct {
 // hundred thousand.
 type idle struct {
 	begin, position       uint32
+	last                  opening
 	fresh, sip, webSocket bool
 }
 
@@ -1082,6 +1108,7 @@ type track struct {
 	framer
 	begin    uint32    // its lowest sequence number, but at most a window before the position
 	position uint32    // the sequence number that comes next
+	last     opening   // of the segment that came last in order
 	fresh    bool      // it begins with a SYN, and nothing came yet
 	counted  bool      // what is incomplete at its end has been counted
 	born     time.Time // when it began
@@ -1096,6 +1123,24 @@ type segment struct {
 	time     time.Time
 	data     []byte
 	missing  int // bytes behind the data that were not captured
+}
+
+// opening is what a segment begins with, to tell another one in its place from a repetition.
+type opening struct {
+	sequence uint32
+	size     uint8
+	bytes    [8]byte
+}
+
+func (s *segment) opening() (o opening) {
+	o.sequence = s.sequence
+	o.size = uint8(copy(o.bytes[:], s.data))
+	return o
+}
+
+func (o opening) contradicts(p opening) bool {
+	size := min(o.size, p.size)
+	return o.sequence == p.sequence && !bytes.Equal(o.bytes[:size], p.bytes[:size])
 }
 
 // behind tells how many bytes of the segment come before a sequence number, which wraps; below 0:
@@ -1156,6 +1201,7 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
 			framer:   framer{sip: known.sip, webSocket: known.webSocket},
 			begin:    known.begin,
 			position: known.position,
+			last:     known.last,
 			fresh:    known.fresh,
 			born:     d.message.time,
 			moved:    d.message.time,
@@ -1167,7 +1213,7 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
 // keep puts a flow where it belongs.
 func (d *decoder) keep(key flowKey, f *flow, e *pooled[flowKey, flow]) {
 	if f.other == nil && f.head == nil && f.waiting == nil && f.isIdle() {
-		d.idle[key] = idle{f.begin, f.position, f.fresh, f.sip, f.webSocket}
+		d.idle[key] = idle{f.begin, f.position, f.last, f.fresh, f.sip, f.webSocket}
 		if e != nil {
 			d.flows.drop(e)
 		}
@@ -1198,9 +1244,12 @@ func (d *decoder) segment(f *flow, s segment, isFirst bool) {
 		f.other = nil
 	}
 	fit := f.fit(&s, isFirst)
-	if f.other != nil && f.other.fit(&s, isFirst) < fit {
-		fit = f.other.fit(&s, isFirst)
-		f.track, *f.other = *f.other, f.track
+	if f.other != nil {
+		other := f.other.fit(&s, isFirst)
+		if other < fit || other == fit && f.other.sip && !f.sip {
+			fit = other
+			f.track, *f.other = *f.other, f.track
+		}
 	}
 	switch fit {
 	case continues:
@@ -1228,6 +1277,8 @@ func (t *track) fit(s *segment, isFirst bool) int {
 	behind := s.behind(t.position)
 	switch {
 	case t.born.IsZero() || isFirst && s.sequence != t.begin:
+		return unrelated
+	case t.last.contradicts(s.opening()): // one of them is a stray
 		return unrelated
 	case behind == 0 && len(s.data) > 0:
 		return continues
@@ -1299,6 +1350,10 @@ func (d *decoder) advance(f *flow, s segment) {
 				s.data = s.data[:room]
 				s.missing = 0
 			}
+			if f.other.last.contradicts(rest.opening()) { // it is a stray
+				d.endTrack(f.other)
+				f.other = nil
+			}
 		}
 		d.extend(&f.track, s)
 		if f.other != nil && f.position == f.other.begin {
@@ -1334,6 +1389,9 @@ func (d *decoder) extend(t *track, s segment) {
 		d.message.index = 0
 	}
 	s.cutFront(t.position)
+	if len(s.data) > 0 {
+		t.last = s.opening()
+	}
 	t.feed(d, s.data)
 	t.position += uint32(len(s.data))
 	if s.missing > 0 {
@@ -1430,8 +1488,9 @@ type framer struct {
 	skip      int    // bytes to come that nothing is looked for in
 	buffer    []byte // from where a message, or a WebSocket frame, may begin
 	line      int    // of the buffer: where the last line of the header section begins
+	lengthAt  int    // of the buffer: 1 + where the line before the first Content-Length begins
 	searched  int    // of the buffer: no line ends between there and line
-	need      int    // size of the message or frame in the buffer, or of what tells whether it is one
+	need      int    // size of the message or frame in the buffer, or of what may tell which it is
 	passed    int    // bytes before the first message
 }
 
@@ -1619,6 +1678,9 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 			end -= f.line
 			f.searched = end
 			f.broken = false
+			f.lengthAt = 0
+		} else if f.lengthAt == 0 && mayHaveLength(line) {
+			f.lengthAt = 1 + bytes.LastIndexByte(b[:f.line-1], '\n') + 1
 		}
 		f.line = end
 	}
@@ -1627,8 +1689,11 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 // beginsMessage tells whether a line in a header section is a start line, and not one like "Server
 // : demo SIP/2.0".
 func beginsMessage(line []byte) bool {
-	last := bytes.TrimSuffix(line[:len(line)-1], []byte("\r")) // it is not empty
-	mayBe := line[0]|0x20 == 's' || last[len(last)-1] == '0'   // 0x20: in lower case
+	text := line[:len(line)-1]
+	if end := len(text) - 1; end > 0 && text[end] == '\r' {
+		text = text[:end]
+	}
+	mayBe := len(text) > 3 && (text[3] == '/' || text[len(text)-2] == '.') // at a glance: SIP/2.0
 	if !mayBe || startLine(line) != yes {
 		return false
 	}
@@ -1636,10 +1701,17 @@ func beginsMessage(line []byte) bool {
 	return !bytes.HasPrefix(bytes.TrimLeft(line[name:], " \t"), []byte(":"))
 }
 
-// section comes to the end of a header section, and with it to the Content-Length (RFC 3261 §18.3).
+// mayHaveLength tells at a glance whether a line may be a Content-Length, or its compact form.
+func mayHaveLength(line []byte) bool {
+	const at = len("content-")
+	return line[0]|0x20 == 'l' || len(line) > at && line[at]|0x20 == 'l' // 0x20: in lower case
+}
+
+// section comes to the end of a header section, and with it to the Content-Length (RFC 3261
+// §18.3).
 func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 	end := f.searched
-	length, good := contentLength(b[:end])
+	length, good := contentLength(b[max(f.lengthAt-1, 0):end])
 	isBroken := f.broken
 	f.restart()
 	switch {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -103,7 +104,8 @@ func listed(messages []seen) string {
 
 func captureRows() []captureRow {
 	return slices.Concat(linkRows(), networkRows(), fragmentRows(), tunnelRows(), datagramRows(), truncatedRows(), sctpRows(), streamRows(),
-		lengthRows(), webSocketRows(), strayRows(), orderRows(), firstRows(), otherProtocolRows())
+		lengthRows(), webSocketRows(), strayRows(), orderRows(), firstRows(), encapsulationRows(),
+		hepRows(), sctpCutRows(), otherProtocolRows())
 }
 
 // linkRows: link types and tags.
@@ -1054,11 +1056,6 @@ func (f connection) says(frame, index int, raw string) seen {
 	return seen{tcp, f.src, f.dst, frame, index, raw}
 }
 
-// spoken is the same over WebSocket.
-func (f connection) spoken(frame, index int, raw string) seen {
-	return seen{ws, f.src, f.dst, frame, index, raw}
-}
-
 // syn is the segment before the first byte.
 func (f connection) syn() []byte {
 	f.first--
@@ -1083,6 +1080,267 @@ func sipI(id string) string {
 	isup := "\r\n--b\r\nContent-Type: application/isup\r\n\r\n"
 	isup += "\x01\x00\x49\x00\x00\x03\x02\x00\x07\x04\x10\x00\x33\x63\x21\x43\x00\x00\n\x01\x00\n\x82\x00\n\x81\x05IINVI"
 	return request("INVITE", id, "--b\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n"+isup+"\r\n--b--\r\n")
+}
+
+// encapsulationRows: more of what may stand between Ethernet and SIP. Addresses are the innermost.
+func encapsulationRows() (rows []captureRow) {
+	m := request("INVITE", "encapsulated", "v=0\r\n")
+	outer := []header{ethernetHeader(), ipv4Header("203.0.113.7", "203.0.113.8")}
+	gtp, tzsp := udpHeader(2152, 2152), udpHeader(40000, 37008)
+	control := octetsNamed(0, 0, 0, 0, 0)
+	extension := []byte{1, 0x10, 5, 0} // the type of none follows
+	for name, before := range map[string][]header{
+		"MPLS":                          {ethernetHeader(), mplsHeader(100)},
+		"MPLS, three labels":            {ethernetHeader(), mplsHeader(100, 200, 300)},
+		"MPLS behind a tag":             {ethernetHeader(), vlanHeader(0x8100, 5), mplsHeader(100)},
+		"MPLS, Ethernet":                {ethernetHeader(), mplsHeader(100), control, ethernetHeader()},
+		"MPLS, Ethernet with a tag":     {ethernetHeader(), mplsHeader(100, 7), control, ethernetHeader(), vlanHeader(0x8100, 5)},
+		"MPLS in GRE":                   append(slices.Clone(outer), greHeader("K"), mplsHeader(100)),
+		"PPPoE":                         {ethernetHeader(), pppoeHeader(17)},
+		"PPPoE behind two tags":         {ethernetHeader(), vlanHeader(0x88a8, 5), vlanHeader(0x8100, 6), pppoeHeader(17)},
+		"VN-Tag":                        {ethernetHeader(), vnTagHeader(0, 1, 0, 2)},
+		"VN-Tag and VLAN":               {ethernetHeader(), vnTagHeader(0x80, 1, 0, 2), vlanHeader(0x8100, 6)},
+		"GTP-U":                         append(slices.Clone(outer), gtp, gtpHeader(0x30, 7)),
+		"GTP-U, sequence number":        append(slices.Clone(outer), gtp, gtpHeader(0x32, 7, 1, 2, 0, 0)),
+		"GTP-U, N-PDU number":           append(slices.Clone(outer), gtp, gtpHeader(0x31, 7, 0, 0, 9, 0)),
+		"GTP-U, extension header":       append(slices.Clone(outer), gtp, gtpHeader(0x34, 7, append([]byte{0, 0, 0, 0x85}, extension...)...)),
+		"GTP-U, two extension headers":  append(slices.Clone(outer), gtp, gtpHeader(0x36, 7, append([]byte{0, 1, 0, 0x85, 2, 1, 2, 3, 4, 5, 6, 0x85}, extension...)...)),
+		"TZSP":                          append(slices.Clone(outer), tzsp, octets(1, 0, 0, 1, 1), ethernetHeader()),
+		"TZSP, tagged fields, and sent": append(slices.Clone(outer), tzsp, octets(1, 1, 0, 1, 0, 0x0a, 1, 0xc4, 0, 40, 2, 1, 1, 1), ethernetHeader()),
+	} {
+		rows = append(rows,
+			captureRow{
+				name:   name + ", IPv4",
+				link:   ethernet,
+				frames: each(over4(m, before...)),
+				want:   []seen{datagram4(0, m)},
+			},
+			captureRow{
+				name:   name + ", IPv6",
+				link:   ethernet,
+				frames: each(over6(m, before...)),
+				want:   []seen{datagram6(0, m)},
+			})
+	}
+	// Equal addresses in two networks: datagrams in fragments and streams don't mix.
+	key := func(key uint32) header {
+		h := greHeader("K")
+		h.build = func(next header) gopacket.SerializableLayer {
+			return &layers.GRE{Protocol: next.etherType, KeyPresent: true, Key: key}
+		}
+		return h
+	}
+	networks := map[string][2][]header{
+		"GRE keys":       {append(slices.Clone(outer), key(100)), append(slices.Clone(outer), key(200))},
+		"VXLAN":          {append(slices.Clone(outer), udpHeader(9, 4789), vxlanHeader(1), ethernetHeader()), append(slices.Clone(outer), udpHeader(9, 4789), vxlanHeader(2), ethernetHeader())},
+		"Geneve":         {append(slices.Clone(outer), udpHeader(9, 6081), geneveHeader(1)), append(slices.Clone(outer), udpHeader(9, 6081), geneveHeader(2))},
+		"GTP tunnels":    {append(slices.Clone(outer), gtp, gtpHeader(0x30, 1)), append(slices.Clone(outer), gtp, gtpHeader(0x30, 2))},
+		"MPLS labels":    {{ethernetHeader(), mplsHeader(5, 1)}, {ethernetHeader(), mplsHeader(5, 2)}},
+		"PPPoE sessions": {{ethernetHeader(), pppoeHeader(1)}, {ethernetHeader(), pppoeHeader(2)}},
+		"VLANs":          {{ethernetHeader(), vlanHeader(0x8100, 1)}, {ethernetHeader(), vlanHeader(0x8100, 2)}},
+	}
+	a, b := request("MESSAGE", "a", strings.Repeat("a", 900)), request("MESSAGE", "b", strings.Repeat("b", 900))
+	for name, two := range networks {
+		var first, second [][]byte
+		for i, raw := range []string{a, b} {
+			inside := append(slices.Clone(two[i]), ipv4Header())
+			payload := build(ipv4Header(), udpHeader(5060, 5060), data(raw))[20:]
+			for _, part := range [][2]int{{0, 800}, {800, len(payload)}} {
+				ip := ipv4Header().fragment(9, part[0], part[0] == 0)
+				rest := octets(payload[part[0]:part[1]]...)
+				rest.protocol = layers.IPProtocolUDP
+				first = append(first, build(append(slices.Clone(two[i]), ip, rest)...))
+			}
+			for _, part := range [][2]int{{0, 300}, {300, len(raw)}} {
+				tcp := tcpHeader(40000, 5060, 1000+uint32(part[0]), "P")
+				second = append(second, build(append(slices.Clone(inside), tcp, data(raw[part[0]:part[1]]))...))
+			}
+		}
+		rows = append(rows,
+			captureRow{
+				name:   "two networks by " + name + ", fragments",
+				link:   ethernet,
+				frames: each(first[0], first[2], first[1], first[3]),
+				want:   []seen{datagram4(2, a), datagram4(3, b)},
+			},
+			captureRow{
+				name:   "two networks by " + name + ", streams",
+				link:   ethernet,
+				frames: each(second[0], second[2], second[1], second[3]),
+				want:   []seen{client.says(2, 0, a), client.says(3, 0, b)},
+			})
+	}
+	mapped := ipv6Header("::ffff:192.0.2.1", "::ffff:198.51.100.2")
+	inMapped := func(position int, text string) []byte {
+		return build(ethernetHeader(), mapped, tcpHeader(40000, 5060, 1000+uint32(position), ""), data(text))
+	}
+	lost := []caught{{data: inMapped(0, m)}, {data: inMapped(len(m)+9, m), at: time.Second}}
+	return append(rows,
+		captureRow{
+			name:   "IPv4-mapped addresses are IPv4 addresses",
+			link:   ethernet,
+			frames: each(build(ethernetHeader(), mapped, udpHeader(5060, 5060), data(m))),
+			want:   []seen{datagram4(0, m)},
+		},
+		captureRow{
+			name:   "IPv4-mapped addresses, behind a lost segment",
+			link:   ethernet,
+			frames: lost,
+			want:   []seen{client.says(0, 0, m), client.says(1, 0, m)},
+			counts: "stream_gap 1",
+		},
+		captureRow{
+			name:   "IPv4-mapped addresses are another form of the same flow",
+			link:   ethernet,
+			frames: each(inMapped(0, m[:50]), client.segment(50, "P", m[50:])),
+			want:   []seen{client.says(1, 0, m)},
+		})
+}
+
+// hepRows: what servers say of SIP that is TLS on the wire.
+func hepRows() (rows []captureRow) {
+	m := request("INVITE", "hep", "v=0\r\n")
+	families := map[string][2][]byte{
+		"IPv4": {chunk(0, 3, 192, 0, 2, 1), chunk(0, 4, 198, 51, 100, 2)},
+		"IPv6": {chunk(0, 5, net.ParseIP("2001:db8::1")...), chunk(0, 6, net.ParseIP("2001:db8::2")...)},
+	}
+	port := binary.BigEndian.AppendUint16(nil, 5060)
+	ports := append(chunk(0, 7, port...), chunk(0, 8, port...)...)
+	sip := chunk(0, 11, 1)
+	payload := chunk(0, 15, []byte(m)...)
+	others := slices.Concat(chunk(0, 9, 1, 2, 3, 4), chunk(0, 12, 0, 0, 0, 9), chunk(77, 15, 'x'), chunk(0, 14))
+	frame := func(port int, chunks ...[]byte) []byte {
+		return build(ethernetHeader(), ipv4Header("203.0.113.1", "203.0.113.2"), udpHeader(44444, port), hepPacket(chunks...))
+	}
+	for family, addresses := range families {
+		want := seen{udp, src4, dst4, 0, 0, m}
+		if family == "IPv6" {
+			want = seen{udp, src6, dst6, 0, 0, m}
+		}
+		add := func(name string, t transport, counts string, frame caught) {
+			row := captureRow{
+				name:   "HEP: " + family + ", " + name,
+				link:   ethernet,
+				frames: []caught{frame},
+				counts: counts,
+			}
+			if t < transports {
+				want.transport = t
+				row.want = []seen{want}
+			}
+			rows = append(rows, row)
+		}
+		good := [][]byte{chunk(0, 1, 2), addresses[0], addresses[1], ports, others, sip}
+		// By their IP protocols; 22 and 50 stand for TLS and WebSocket.
+		for number, t := range map[byte]transport{17: udp, 6: tcp, 132: sctp, 22: tcp, 50: ws} {
+			chunks := append(slices.Clone(good), chunk(0, 2, number), payload)
+			add(fmt.Sprintf("protocol %d", number), t, "", caught{data: frame(9060, chunks...)})
+		}
+		chunks := append(slices.Clone(good), chunk(0, 2, 17), payload)
+		backwards := slices.Clone(chunks)
+		slices.Reverse(backwards)
+		whole := frame(9060, chunks...)
+		none := transports
+		add("any port, chunks in any order", udp, "", caught{data: frame(5060, backwards...)})
+		add("on the port of a tunnel", udp, "", caught{data: frame(4789, chunks...)})
+		add("RTCP", none, "", caught{data: frame(9060, append(slices.Clone(good[:5]), chunk(0, 11, 5), chunk(0, 2, 17), payload)...)})
+		add("no protocol", none, "", caught{data: frame(9060, append(slices.Clone(good), payload)...)})
+		add("no destination", none, "", caught{data: frame(9060, addresses[0], ports, sip, chunk(0, 2, 17), payload)})
+		add("no payload", none, "", caught{data: frame(9060, chunks[:len(chunks)-1]...)})
+		add("no SIP in it", none, "", caught{data: frame(9060, append(slices.Clone(chunks[:len(chunks)-1]), chunk(0, 15, []byte("\r\n")...))...)})
+		add("a chunk without a size", none, "", caught{data: frame(9060, append([][]byte{{0, 0, 0, 1, 0, 0}}, chunks...)...)})
+		add("a chunk that is too long", none, "", caught{data: frame(9060, append(slices.Clone(chunks), []byte{0, 0, 0, 1, 0, 9})...)})
+		add("longer than its datagram", none, "", caught{data: change(bytes.Clone(whole), 14+20+8+4, 0x7f)})
+		add("cut in the message", none, "truncated 1", cutTo(len(whole)-9, whole))
+		add("cut before the message", none, "truncated 1", cutTo(len(whole)-len(payload)+3, whole))
+	}
+	return rows
+}
+
+// sctpCutRows: the snap length cuts in a chunk header, or near it.
+func sctpCutRows() (rows []captureRow) {
+	a, b := request("OPTIONS", "a", ""), request("INVITE", "b", "v=0\r\n")
+	sack := []byte{3, 0, 0, 16, 0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 0}
+	for family, ip := range map[string]header{"IPv4": ipv4Header(), "IPv6": ipv6Header()} {
+		src, dst := src4, dst4
+		if family == "IPv6" {
+			src, dst = src6, dst6
+		}
+		one := build(ethernetHeader(), ip, sctpHeader(5060, 5060), dataChunk(3, b))
+		two := build(ethernetHeader(), ip, sctpHeader(5060, 5060), dataChunk(3, a), dataChunk(3, b))
+		acknowledged := build(ethernetHeader(), ip, sctpHeader(5060, 5060), octets(sack...))
+		begin := len(one) - 16 - (len(b)+3)&^3
+		for size := 0; size <= 20; size++ {
+			counts := "truncated 1"
+			rows = append(rows, captureRow{
+				name:   fmt.Sprintf("cut: SCTP over %s, %d bytes of its chunk", family, size),
+				link:   ethernet,
+				frames: []caught{cutTo(begin+size, one)},
+				counts: counts,
+			}, captureRow{
+				name:   fmt.Sprintf("cut: SCTP over %s, %d bytes of its second chunk", family, size),
+				link:   ethernet,
+				frames: []caught{cutTo(len(two)-16-(len(b)+3)&^3+size, two)},
+				want:   []seen{{sctp, src, dst, 0, 0, a}},
+				counts: counts,
+			})
+		}
+		rows = append(rows, captureRow{
+			name:   "cut: SCTP over " + family + ", in an acknowledgement",
+			link:   ethernet,
+			frames: []caught{cutTo(len(acknowledged)-7, acknowledged)},
+		})
+	}
+	return rows
+}
+
+// TestHealthyTraffic: what is no SIP, and is as it should be, counts in nothing, whatever order TCP brings it in.
+func TestHealthyTraffic(t *testing.T) {
+	random := rand.New(rand.NewPCG(11, 7))
+	noise := func(size int) string {
+		b := make([]byte, size)
+		for i := range b {
+			b[i] = byte(random.Uint32())
+		}
+		return string(b)
+	}
+	kinds := map[string]func() string{
+		"TLS": func() string { return "\x17\x03\x03\x05\x73" + noise(1395) },
+		"HTTP": func() string {
+			return "HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + strings.Repeat("text and so on\n", 60)
+		},
+		"random": func() string { return noise(1 + random.IntN(1448)) },
+		"lines":  func() string { return strings.Repeat("\x01\x00\n\x02\x00\n\x81\x05hello\n", 1+random.IntN(90)) },
+		"base64": func() string { return strings.Repeat("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo", 1+random.IntN(40)) },
+		"zeros":  func() string { return strings.Repeat("\x00", 1+random.IntN(1448)) },
+	}
+	for name, next := range kinds {
+		t.Run(name, func(t *testing.T) {
+			p := newPlayer()
+			for i := range 40 {
+				f := connection{fmt.Sprintf("192.0.2.1:%d", 20000+i), "198.51.100.2:443", random.Uint32()}
+				if i%2 == 0 {
+					p.play(ethernet, caught{data: f.syn()})
+				}
+				position := 0
+				for range 100 {
+					text := next()
+					lost, twice := random.IntN(20) == 0, random.IntN(20) == 0
+					if !lost {
+						p.play(ethernet, caught{data: f.segment(position, "", text), at: time.Duration(len(p.times)) * time.Millisecond})
+					}
+					if twice {
+						p.play(ethernet, caught{data: f.segment(max(0, position-700), "", text), at: time.Duration(len(p.times)) * time.Millisecond})
+					}
+					position += len(text)
+				}
+			}
+			p.flush()
+			if counts := p.counted(t); counts != "" || len(p.messages) > 0 {
+				t.Errorf("counted %q, and %d messages", counts, len(p.messages))
+			}
+		})
+	}
 }
 
 // strayRows: segments of others, and WebSocket by mistake. One that isn't the sender's costs at most what it touches.
@@ -1111,23 +1369,17 @@ func strayRows() (rows []captureRow) {
 				[]seen{f.says(1, 0, a), f.says(3, 0, b), f.says(4, 0, c)},
 				inTime(each(f.syn(), at(0, a), at(len(a)+lost, isup[lost:]), at(len(a+isup), b), at(len(a+isup+b), c)), 0, 1, 2, 3, 2500)...)
 		}
-		for _, stray := range []string{"\x81", "\x01", "\x82", "\x02", "\x89", "\x00", "x", "\x81\x7e"} {
-			frames := each(f.syn(), at(0, a), at(len(a), stray), at(len(a), b), at(len(a+b), c), at(len(a+b+c), a))
-			want := []seen{f.says(1, 0, a), f.says(4, 0, c), f.says(5, 0, a)}
-			rest := b[len(stray):] // which begins with what is left of the method
-			switch stray {
-			case "\x00", "\x89":
-				want = slices.Insert(want, 1, f.says(3, 0, rest))
-			case "x":
-				want = slices.Insert(want, 1, f.says(3, 0, stray+rest))
-			}
-			if stray != "\x89" {
-				add(fmt.Sprintf("a stray segment %q in the place of the next one", stray), "*", want, frames...)
-			}
+		for _, stray := range []string{"\x81", "\x01", "\x82", "\x02", "\x89", "\x00", "x", "\x81\x7e", strings.Repeat("z", 1400), strings.Repeat("z\n", 700)} {
+			add(fmt.Sprintf("a stray segment %.9q (%d) in the place of the next one", stray, len(stray)), "*",
+				[]seen{f.says(1, 0, a), f.says(3, 0, b), f.says(4, 0, c), f.says(5, 0, a)},
+				each(f.syn(), at(0, a), at(len(a), stray), at(len(a), b), at(len(a+b), c), at(len(a+b+c), a))...)
+			add(fmt.Sprintf("a stray segment %.9q (%d) in the place of one that was", stray, len(stray)), "*",
+				[]seen{f.says(1, 0, a), f.says(4, 0, b), f.says(5, 0, c), f.says(6, 0, a)},
+				each(f.syn(), at(0, a), at(len(a), b[:90]), at(len(a), stray), at(len(a)+90, b[90:]), at(len(a+b), c), at(len(a+b+c), a))...)
 		}
 		for _, size := range []int{1, 1400} {
 			stray := strings.Repeat("z", size)
-			for _, ahead := range []int{3000, 1_000_000, 5_000_000, -5_000, -5_000_000, 1 << 31} {
+			for _, ahead := range []int{len(b), len(b) + 20, 3000, 1_000_000, 5_000_000, -5_000, -5_000_000, 1 << 31} {
 				add(fmt.Sprintf("a stray segment of %d bytes, %d bytes ahead", size, ahead), "*", []seen{f.says(1, 0, a), f.says(3, 0, b), f.says(4, 0, c), f.says(5, 0, a)},
 					each(f.syn(), at(0, a), at(len(a)+ahead, stray), at(len(a), b), at(len(a+b), c), at(len(a+b+c), a))...)
 				add(fmt.Sprintf("a stray segment of %d bytes, %d bytes ahead, in a slow stream", size, ahead), "*", []seen{f.says(1, 0, a), f.says(4, 0, b), f.says(5, 0, c), f.says(6, 0, a)},
@@ -1565,28 +1817,34 @@ func FuzzFragments(f *testing.F) {
 	for i, size := range []int{900, 900, 1100} {
 		sent = append(sent, request("INVITE", strconv.Itoa(i), strings.Repeat(string(rune('a'+i)), 200)+strings.Repeat("z", size-200)))
 	}
-	f.Fuzz(func(t *testing.T, script []byte, six bool) {
-		outer := []header{ethernetHeader(), ipv4Header()}
-		if six {
-			outer = []header{ethernetHeader(), ipv6Header()}
-		}
-		var pieces [][][]byte
+	outers := [][]header{{ethernetHeader(), ipv4Header()}, {ethernetHeader(), ipv6Header()}}
+	built := make([][][][]byte, len(outers)) // of each family, of each datagram
+	for family, outer := range outers {
 		for _, raw := range sent {
 			inner := []header{udpHeader(5060, 5060), data(raw)}
-			pieces = append(pieces, slices.Concat(
+			built[family] = append(built[family], slices.Concat(
 				fragments(outer, inner, 77, 400, 800),
 				fragments(outer, inner, 77, sizes(160, 800)...),
 				fragments(outer, inner, 77, 8, 16, 904)))
+		}
+		var foreign [][]byte
+		for i := range 64 {
+			bytes := bytes.Repeat([]byte{byte(i)}, 16)
+			foreign = append(foreign, fragment(outer, layers.IPProtocolUDP, 77, 8*i, i%2 == 0, bytes))
+		}
+		built[family] = append(built[family], foreign)
+	}
+	f.Fuzz(func(t *testing.T, script []byte, six bool) {
+		pieces := built[0]
+		if six {
+			pieces = built[1]
 		}
 		p := newPlayer()
 		used := map[byte]map[byte]bool{}
 		for _, step := range script {
 			kind, which := step>>6, step&63
-			frame := fragment(outer, layers.IPProtocolUDP, 77, 8*int(which), which%2 == 0, bytes.Repeat([]byte{which}, 16))
-			if int(kind) < len(pieces) {
-				which %= byte(len(pieces[kind]))
-				frame = pieces[kind][which]
-			}
+			which %= byte(len(pieces[kind]))
+			frame := pieces[kind][which]
 			if used[kind] == nil {
 				used[kind] = map[byte]bool{}
 			}

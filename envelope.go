@@ -37,13 +37,20 @@ const (
 
 var transportNames = [transports]string{"udp", "tcp", "sctp", "ws"}
 
-// verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that aren't there yet.
+// verdict tells whether bytes are what they are tested for; maybe: that depends on bytes that
+// aren't there yet.
 type verdict uint8
 
-const no, maybe, yes = verdict(0), verdict(1), verdict(2)
+const (
+	no verdict = iota
+	maybe
+	yes
+)
 
-// startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1, §7.2), lenient
-// about the Request-URI.
+const maxMethod = 256 // bytes of a method
+
+// startLine reports whether b begins with the start line of a SIP/2.0 message (RFC 3261 §7.1,
+// §7.2), lenient about the Request-URI.
 func startLine(b []byte) verdict {
 	const version, digits = "SIP/2.0", 3
 	method := 0
@@ -68,7 +75,8 @@ func startLine(b []byte) verdict {
 		}
 	}
 	before := len(line) - len(version) // the blank before it isn't the one behind the method
-	if isRequest && before > method+2 && line[before-1] == ' ' && bytes.EqualFold(line[before:], []byte(version)) {
+	if isRequest && before > method+2 && line[before-1] == ' ' &&
+		bytes.EqualFold(line[before:], []byte(version)) {
 		return yes
 	}
 	return no

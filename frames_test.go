@@ -433,3 +433,57 @@ func linkNamed(name string) linkType {
 	}
 	panic("no link type " + name)
 }
+
+// named is a header, or data, that the one before it names by an EtherType.
+func octetsNamed(etherType layers.EthernetType, b ...byte) header {
+	h := octets(b...)
+	h.etherType = etherType
+	return h
+}
+
+// mplsHeader is a stack of labels (RFC 3032).
+func mplsHeader(labels ...uint32) header {
+	var b []byte
+	for i, label := range labels {
+		entry := label<<12 | 64
+		if i == len(labels)-1 {
+			entry |= 1 << 8
+		}
+		b = binary.BigEndian.AppendUint32(b, entry)
+	}
+	return octetsNamed(0x8847, b...)
+}
+
+// pppoeHeader is that of a session (RFC 2516), with the protocol of PPP.
+func pppoeHeader(session uint16) header {
+	return header{etherType: 0x8864, build: func(next header) gopacket.SerializableLayer {
+		ppp := map[layers.EthernetType]byte{layers.EthernetTypeIPv4: 0x21, layers.EthernetTypeIPv6: 0x57}
+		b := binary.BigEndian.AppendUint16([]byte{0x11, 0}, session)
+		return gopacket.Payload(append(b, 5, 0, 0, ppp[next.etherType]))
+	}}
+}
+
+func vnTagHeader(b ...byte) header {
+	return header{etherType: 0x8926, build: func(next header) gopacket.SerializableLayer {
+		return gopacket.Payload(binary.BigEndian.AppendUint16(bytes.Clone(b), uint16(next.etherType)))
+	}}
+}
+
+// gtpHeader is that of a G-PDU of GTP-U (3GPP TS 29.281 §5.1), with what its flags ask for.
+func gtpHeader(flags byte, tunnel uint32, optional ...byte) header {
+	return octets(append(binary.BigEndian.AppendUint32([]byte{flags, 255, 0, 0}, tunnel), optional...)...)
+}
+
+// chunk is one of HEP version 3; hepPacket puts them together.
+func chunk(vendor, kind int, value ...byte) (b []byte) {
+	b = binary.BigEndian.AppendUint16(b, uint16(vendor))
+	b = binary.BigEndian.AppendUint16(b, uint16(kind))
+	b = binary.BigEndian.AppendUint16(b, uint16(6+len(value)))
+	return append(b, value...)
+}
+
+func hepPacket(chunks ...[]byte) header {
+	all := slices.Concat(chunks...)
+	b := binary.BigEndian.AppendUint16([]byte("HEP3"), uint16(6+len(all)))
+	return octets(append(b, all...)...)
+}

@@ -339,7 +339,8 @@ func (c *config) captureRules() (rules []rule) {
 	rules = append(rules, rule{"INTERFACE", isGood,
 		"any by itself, as it is all devices, or each once of " + strings.Join(there, ", ")})
 	for _, from := range c.sources() {
-		fileErr, filterErr := from.check()
+		fileErr := from.checkFile()
+		filterErr := from.checkBPF()
 		rules = append(rules,
 			rule{"PCAP_FILE", fileErr == nil,
 				fmt.Sprint("a pcap or pcapng file: ", fileErr)},

@@ -729,7 +729,7 @@ var checks = []struct{ text, settings string }{
 	{"refused: ", "USERNAME, PASSWORD, PASSWORD_FILE, CLIENT_ID"},
 	{"CONNACK: EOF", "BROKER, CLIENT_ID"},
 	{"STATUS_TOPIC", "the broker's ACL for STATUS_TOPIC"},
-	{"at a publish", "the broker's ACL for TOPIC, its message size limit"},
+	{"at a publish", "the broker's ACL for TOPIC and STATUS_TOPIC, its message size limit"},
 	{"PUBACKs are late", "the broker's quotas, MAX_RATE"},
 	{"idle", "CLIENT_ID, which two sensors may share"},
 	{"", "BROKER"},

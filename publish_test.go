@@ -754,7 +754,7 @@ func TestHangsUpAtEverything(t *testing.T) {
 	if got := p.stats(); got.messages != 48 {
 		t.Errorf("%+v", got)
 	}
-	p.untilLogged("check=\"the broker's ACL for TOPIC, its message size limit\"")
+	p.untilLogged("check=\"the broker's ACL for TOPIC and STATUS_TOPIC, its message size limit\"")
 }
 
 // TestAcknowledgesAndHangsUp: so do some brokers whose ACL forbids TOPIC. That isn't tried again quickly for ever.
@@ -774,7 +774,7 @@ func TestAcknowledgesAndHangsUp(t *testing.T) {
 		s.Close()
 		last = time.Now()
 	}
-	p.untilLogged("check=\"the broker's ACL for TOPIC, its message size limit\"")
+	p.untilLogged("check=\"the broker's ACL for TOPIC and STATUS_TOPIC, its message size limit\"")
 	if got := p.stats(); got.dropped != 0 {
 		t.Errorf("%+v", got)
 	}
@@ -2722,7 +2722,7 @@ func TestChecksOfHangUps(t *testing.T) {
 				p.putAll(1, 1)
 				s.publishes(1, 1)
 			},
-			want: `"the broker's ACL for TOPIC, its message size limit"`,
+			want: `"the broker's ACL for TOPIC and STATUS_TOPIC, its message size limit"`,
 		},
 		{
 			name: "after the PUBACK",
@@ -2731,7 +2731,7 @@ func TestChecksOfHangUps(t *testing.T) {
 				s.ack(s.publishes(1, 1)...)
 				p.untilPublished(1)
 			},
-			want: `"the broker's ACL for TOPIC, its message size limit"`,
+			want: `"the broker's ACL for TOPIC and STATUS_TOPIC, its message size limit"`,
 		},
 		{
 			name:   "at nothing",

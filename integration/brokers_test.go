@@ -14,8 +14,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// otherBrokers are those with which the workflow "weekly" runs the delivery tests, each by its name in SUITE_BROKER. Their images
-// have to be pulled, so the suite itself does without them.
+// otherBrokers are those with which the workflow "weekly" runs the delivery tests, each by its name in SUITE_BROKER.
+// Their images have to be pulled, so the suite itself does without them.
 var otherBrokers = map[string]struct {
 	image string
 	env   map[string]string // everyone may connect, and what waits for a subscriber has no limit
@@ -24,7 +24,11 @@ var otherBrokers = map[string]struct {
 	"mosquitto-2.1": {
 		image: "eclipse-mosquitto:2.1.2-alpine",
 		files: []testcontainers.ContainerFile{
-			{HostFilePath: "images/mosquitto/mosquitto.conf", ContainerFilePath: "/mosquitto/config/mosquitto.conf", FileMode: 0o644},
+			{
+				HostFilePath:      "images/mosquitto/mosquitto.conf",
+				ContainerFilePath: "/mosquitto/config/mosquitto.conf",
+				FileMode:          0o644,
+			},
 		},
 	},
 	"emqx": {
@@ -52,14 +56,16 @@ func startOtherBroker(t *testing.T, networkName, name string) broker {
 	if !known {
 		t.Fatalf("SUITE_BROKER is %s, want one of %q", name, slices.Sorted(maps.Keys(otherBrokers)))
 	}
-	c := startContainer(t, other.image, onNetwork(networkName, "broker"), testcontainers.WithEnv(other.env), testcontainers.WithFiles(other.files...),
-		testcontainers.WithExposedPorts("1883/tcp"), testcontainers.WithWaitStrategy(wait.ForListeningPort("1883/tcp").WithStartupTimeout(time.Minute)))
+	c := startContainer(t, other.image, onNetwork(networkName, "broker"), testcontainers.WithEnv(other.env),
+		testcontainers.WithFiles(other.files...), testcontainers.WithExposedPorts("1883/tcp"),
+		testcontainers.WithWaitStrategy(wait.ForListeningPort("1883/tcp").WithStartupTimeout(time.Minute)))
 	address, err := c.PortEndpoint(t.Context(), "1883/tcp", "")
 	if err != nil {
 		t.Fatalf("broker: %v", err)
 	}
 	eventually(t, 30*time.Second, name+" takes connections", func() bool {
-		probe := mqtt.NewClient(mqtt.NewClientOptions().AddBroker("tcp://" + address).SetProtocolVersion(4).SetClientID("probe").SetConnectTimeout(time.Second))
+		options := mqtt.NewClientOptions().AddBroker("tcp://" + address).SetProtocolVersion(4).SetClientID("probe")
+		probe := mqtt.NewClient(options.SetConnectTimeout(time.Second))
 		token := probe.Connect()
 		token.Wait()
 		probe.Disconnect(0)

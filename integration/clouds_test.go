@@ -54,10 +54,12 @@ func TestClouds(t *testing.T) {
 	bash(t, host, "mkdir /secrets")
 	write(t, host, "/secrets/cert.pem", string(certificates["sensor.pem"]))
 	write(t, host, "/secrets/key.pem", string(certificates["sensor.key"]))
-	write(t, host, "/secrets/password", "SharedAccessSignature sr=sips.azure-devices.net%2Fdevices%2Fsensor-1&sig=c2ln&se=1800000000\n")
+	const token = "SharedAccessSignature sr=sips.azure-devices.net%2Fdevices%2Fsensor-1&sig=c2ln&se=1800000000\n"
+	write(t, host, "/secrets/password", token)
 
 	// The table: settings, messages a second, bytes a second, payload, topic, client id, MAX_RATE.
-	row := regexp.MustCompile(`(?m)^\| \[\S+\]\((clouds/\S+\.env)\) \| ([\d,]*)[^|]* \| [^|]* \| [^|]* \| ([^|]*) \| ([^|]*) \| (\S+) \|$`)
+	row := regexp.MustCompile(`(?m)^\| \[\S+\]\((clouds/\S+\.env)\) \| ([\d,]*)[^|]*` +
+		` \| [^|]* \| [^|]* \| ([^|]*) \| ([^|]*) \| (\S+) \|$`)
 	rows := row.FindAllStringSubmatch(string(deployFile(t, "clouds.md")), -1)
 	if len(rows) != len(files) {
 		t.Errorf("%d files, %d rows", len(files), len(rows))
@@ -87,15 +89,17 @@ func TestClouds(t *testing.T) {
 			for name, value := range env {
 				command = append(command, name+"="+value)
 			}
-			if output := execute(t, host, append(command, "/sip-capture", "-check")...); lastLine(output) != "configuration ok" {
+			output := execute(t, host, append(command, "/sip-capture", "-check")...)
+			if lastLine(output) != "configuration ok" {
 				t.Errorf("-check says %s", output)
 			}
 		})
 	}
 }
 
-// awsIoT is a broker that behaves as the documentation of AWS IoT Core says: TLS with a client certificate and a protocol in
-// ALPN, at most 100 publishes a second on a connection, and silence above; at what isn't allowed it hangs up.
+// awsIoT is a broker that behaves as the documentation of AWS IoT Core says: TLS with a client certificate and a
+// protocol in ALPN, at most 100 publishes a second on a connection, and silence above; at what isn't allowed it hangs
+// up.
 type awsIoT struct {
 	mu        sync.Mutex
 	payloads  [][]byte // acknowledged, of the topic sip/site1
@@ -160,8 +164,8 @@ func (a *awsIoT) serve(conn *tls.Conn) (problem string) {
 	}
 	connect, ok := first.(*packets.ConnectPacket)
 	protocol := conn.ConnectionState().NegotiatedProtocol
-	if !ok || protocol != "x-amzn-mqtt-ca" || connect.ClientIdentifier != "sensor-1" || len(connect.ClientIdentifier) > awsClientIDMax ||
-		connect.WillFlag && connect.WillTopic != "sip/site1/status" {
+	if !ok || protocol != "x-amzn-mqtt-ca" || connect.ClientIdentifier != "sensor-1" ||
+		len(connect.ClientIdentifier) > awsClientIDMax || connect.WillFlag && connect.WillTopic != "sip/site1/status" {
 		return fmt.Sprintf("the protocol is %q, first came %v", protocol, first)
 	}
 	a.mu.Lock()
@@ -209,8 +213,8 @@ func (a *awsIoT) serve(conn *tls.Conn) (problem string) {
 	}
 }
 
-// TestAWS: with the settings for AWS IoT on port 443 a burst of 900 messages is published within the quota, and nothing of it is
-// ignored; without MAX_RATE the stand-in ignores what comes too fast.
+// TestAWS: with the settings for AWS IoT on port 443 a burst of 900 messages is published within the quota, and nothing
+// of it is ignored; without MAX_RATE the stand-in ignores what comes too fast.
 func TestAWS(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -223,7 +227,9 @@ func TestAWS(t *testing.T) {
 	}
 	certificates := newAuthority(t, endpoint[1])
 	directory, _ := withFiles(t, map[string][]byte{
-		"ca.pem": certificates["ca.pem"], "cert.pem": certificates["sensor.pem"], "key.pem": certificates["sensor.key"],
+		"ca.pem":   certificates["ca.pem"],
+		"cert.pem": certificates["sensor.pem"],
+		"key.pem":  certificates["sensor.key"],
 	})
 	run := func(t *testing.T, maxRate string, check func(*delivery, *awsIoT)) {
 		d := newDelivery(t)
@@ -233,9 +239,10 @@ func TestAWS(t *testing.T) {
 		if maxRate != "" {
 			env["MAX_RATE"] = maxRate
 		}
-		d.sensor = startSensor(t, d.network, env, bound(directory, "/secrets"), testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {
+		name := testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {
 			h.ExtraHosts = []string{endpoint[1] + ":" + d.gateway()}
-		}))
+		})
+		d.sensor = startSensor(t, d.network, env, bound(directory, "/secrets"), name)
 		d.sendAt(3*time.Second, 300)
 		check(d, aws)
 	}
@@ -246,7 +253,8 @@ func TestAWS(t *testing.T) {
 			aws.mu.Lock()
 			defer aws.mu.Unlock()
 			checkArrivals(t, aws.payloads, 1, d.sent)
-			if aws.ignored > 0 || aws.connects != 1 || len(aws.problems) > 0 || s.Published != uint64(d.sent) || s.Dropped != 0 {
+			if aws.ignored > 0 || aws.connects != 1 || len(aws.problems) > 0 ||
+				s.Published != uint64(d.sent) || s.Dropped != 0 {
 				t.Errorf("%d ignored, %d connections, %q; %+v", aws.ignored, aws.connects, aws.problems, s)
 			}
 		})

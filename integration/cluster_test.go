@@ -25,9 +25,9 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 )
 
-// The tests here run a sensor with clusters of three brokers, in the configuration of deploy/, kill the node that the sensor
-// is connected to while 1,000 messages a second come in, start it again, and do that twice. A session that was there before
-// has every message, and all that the sensor counts as published is kept by the cluster.
+// The tests here run a sensor with clusters of three brokers, in the configuration of deploy/, kill the node that the
+// sensor is connected to while 1,000 messages a second come in, start it again, and do that twice. A session that was
+// there before has every message, and all that the sensor counts as published is kept by the cluster.
 
 // clusterRate is how many messages a second are sent to a sensor with a cluster.
 const clusterRate = 1000
@@ -57,9 +57,11 @@ type clusterKind struct {
 var (
 	nats = clusterKind{
 		name: "nats", image: natsImage, directory: "/etc/nats", files: map[string]string{"nats.conf": "nats.conf"},
-		env:     map[string]string{"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"},
-		healthy: []string{"bash", "-c", `exec 3<>/dev/tcp/127.0.0.1/8222; printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3; grep -q '"status":"ok"' <&3`},
-		sensor:  "sensor-secret", reader: "reader-secret",
+		env: map[string]string{"SENSOR_PASSWORD": "sensor-secret", "READER_PASSWORD": "reader-secret"},
+		healthy: []string{"bash", "-c", `exec 3<>/dev/tcp/127.0.0.1/8222
+printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3
+grep -q '"status":"ok"' <&3`},
+		sensor: "sensor-secret", reader: "reader-secret",
 	}
 	rabbit = clusterKind{
 		name: "rabbit", image: rabbitImage, directory: "/etc/rabbitmq",
@@ -74,13 +76,19 @@ var (
 // newCluster starts so many nodes and waits until each says that it is well.
 func newCluster(t *testing.T, kind clusterKind, nodes int) *cluster {
 	t.Helper()
-	c := &cluster{delivery: delivery{t: t, network: newNetwork(t)}, nodes: map[string]testcontainers.Container{}, healthy: kind.healthy}
+	c := &cluster{
+		delivery: delivery{t: t, network: newNetwork(t)},
+		nodes:    map[string]testcontainers.Container{},
+		healthy:  kind.healthy,
+	}
 	for i := range nodes {
 		c.names = append(c.names, fmt.Sprintf("%s-%d", kind.name, i+1))
 	}
 	c.certificates = newAuthority(t, c.names...)
 	contents := map[string][]byte{
-		"ca.pem": c.certificates["ca.pem"], "server.pem": c.certificates["broker.pem"], "server.key": c.certificates["broker.key"],
+		"ca.pem":     c.certificates["ca.pem"],
+		"server.pem": c.certificates["broker.pem"],
+		"server.key": c.certificates["broker.key"],
 	}
 	for name, file := range kind.files {
 		contents[name] = deployFile(t, file)
@@ -131,7 +139,9 @@ func (c *cluster) untilHealthy(name string) {
 			c.t.Logf("log of %s:\n%s", name, logs(c.t, c.nodes[name]))
 		}
 	}()
-	eventually(c.t, 2*time.Minute, name+" is healthy", func() bool { return status(c.t, c.nodes[name], c.healthy...) == 0 })
+	eventually(c.t, 2*time.Minute, name+" is healthy", func() bool {
+		return status(c.t, c.nodes[name], c.healthy...) == 0
+	})
 	c.t.Logf("%s is healthy after %.1f s", name, time.Since(start).Seconds())
 }
 
@@ -156,14 +166,16 @@ func (c *cluster) options(user, password string, names ...string) *mqtt.ClientOp
 // start starts the sensor, with the user "sensor".
 func (c *cluster) start(password string) {
 	c.t.Helper()
-	directory, files := withFiles(c.t, map[string][]byte{"ca.pem": c.certificates["ca.pem"], "password": []byte(password + "\n")})
+	directory, files := withFiles(c.t, map[string][]byte{
+		"ca.pem": c.certificates["ca.pem"], "password": []byte(password + "\n"),
+	})
 	var urls []string
 	for _, name := range c.names {
 		urls = append(urls, "ssl://"+name)
 	}
 	c.sensor = startSensor(c.t, c.network, map[string]string{
-		"INTERFACE": "eth0", "BROKER": strings.Join(urls, ","), "TOPIC": "sip", "STATUS_TOPIC": "sip/status", "USERNAME": "sensor",
-		"PASSWORD_FILE": directory + "/password", "CA_FILE": directory + "/ca.pem",
+		"INTERFACE": "eth0", "BROKER": strings.Join(urls, ","), "TOPIC": "sip", "STATUS_TOPIC": "sip/status",
+		"USERNAME": "sensor", "PASSWORD_FILE": directory + "/password", "CA_FILE": directory + "/ca.pem",
 	}, files)
 }
 
@@ -200,7 +212,8 @@ func (c *cluster) connectedTo() string {
 func (c *cluster) kill(name string) {
 	c.t.Helper()
 	id := c.nodes[name].GetContainerID()
-	if _, err := docker.ContainerKill(context.Background(), id, client.ContainerKillOptions{Signal: "KILL"}); err != nil {
+	_, err := docker.ContainerKill(context.Background(), id, client.ContainerKillOptions{Signal: "KILL"})
+	if err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -277,13 +290,14 @@ func arrived(t *testing.T, payloads [][]byte, last int) (a arrivals) {
 	return a
 }
 
-// allKept asserts what a cluster promises: a session has everything that was sent, and the sensor's counters say so. What was on
-// the way to a subscriber whose node is killed comes again when its acknowledgement is 30 s late (NATS).
+// allKept asserts what a cluster promises: a session has everything that was sent, and the sensor's counters say so.
+// What was on the way to a subscriber whose node is killed comes again when its acknowledgement is 30 s late (NATS).
 func (c *cluster) allKept(topic *subscription) arrivals {
 	c.t.Helper()
 	c.untilPublished(90 * time.Second)
 	s := stopSensor(c.t, c.sensor)
-	if s.Published != uint64(c.sent) || sum(s.Messages) != uint64(c.sent) || s.Dropped != 0 || s.QueueMessages != 0 {
+	sent := uint64(c.sent)
+	if s.Published != sent || sum(s.Messages) != sent || s.Dropped != 0 || s.QueueMessages != 0 {
 		c.t.Errorf("sent %d, the counters say %+v", c.sent, s)
 	}
 	allStats(c.t, c.sensor)
@@ -307,8 +321,8 @@ func TestNATS(t *testing.T) {
 	topic := subscribeWith(t, c.options("reader", nats.reader, "nats-3", "nats-2", "nats-1"), "sip")
 	c.start(nats.sensor)
 	c.loseNodes()
-	// The order isn't asserted: the nodes store what a connection sends each by itself, and where one of these fails, it is sent
-	// again behind the others.
+	// The order isn't asserted: the nodes store what a connection sends each by itself, and where one of these fails,
+	// it is sent again behind the others.
 	c.allKept(topic)
 }
 
@@ -324,8 +338,8 @@ func TestRabbitMQ(t *testing.T) {
 	}
 }
 
-// TestRates is target c of bench.sh, which says where the rows of its table go: a capture file published over TLS to one node
-// and to three, which keep it for a session that is away.
+// TestRates is target c of bench.sh, which says where the rows of its table go: a capture file published over TLS to
+// one node and to three, which keep it for a session that is away.
 func TestRates(t *testing.T) {
 	table := os.Getenv("BENCH_TABLE")
 	if table == "" {
@@ -334,7 +348,8 @@ func TestRates(t *testing.T) {
 	const messages = 30_000
 	var all [][]byte
 	for i := range messages {
-		all = append(all, frames([]byte{192, 0, 2, 1}, []byte{192, 0, 2, 2}, 17, uint16(i), udp(5060, 5060, numbered(i)))...)
+		datagram := udp(5060, 5060, numbered(i))
+		all = append(all, frames([]byte{192, 0, 2, 1}, []byte{192, 0, 2, 2}, 17, uint16(i), datagram)...)
 	}
 	file := captured(all...)
 	var rows strings.Builder
@@ -348,7 +363,8 @@ func TestRates(t *testing.T) {
 				perSecond[i], cpu[i] = measure(t, newCluster(t, maker.kind, nodes), maker.kind, file, messages)
 			})
 		}
-		fmt.Fprintf(&rows, "| c | all published to %s over TLS, 3 nodes: messages a second; floor: 1 node | %.0f | %.0f | %.2f | – | – |\n",
+		const rate = "| c | all published to %s over TLS, 3 nodes: messages a second; floor: 1 node"
+		fmt.Fprintf(&rows, rate+" | %.0f | %.0f | %.2f | – | – |\n",
 			maker.name, perSecond[1], perSecond[0], perSecond[1]/perSecond[0])
 		fmt.Fprintf(&rows, "| c | their CPU of the sensor, a message; floor: 1 node | %.1f µs | %.1f µs | %.2f | – | – |\n",
 			cpu[1], cpu[0], cpu[1]/cpu[0])

@@ -23,16 +23,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The tests of this file and those of deploy_test.go, readme_test.go, cluster_test.go and clouds_test.go read, run or parse
-// each of the files in deploy/.
+// The tests of this file and those of deploy_test.go, readme_test.go, cluster_test.go and clouds_test.go read, run or
+// parse each of the files in deploy/.
 
 // tested says for each file in deploy/ which test that is.
 var tested = map[string]string{
-	"README.md":                 "TestReadmeCommands and the tests that it names",
-	"reader":                    "TestReadmeDesk",
-	"reader.py":                 "TestReadmeDesk",
-	"split-link.txt":            "TestReadmeSplit",
-	"telegraf.conf":             "TestReadmeTelegraf",
 	"aws-iot-policy.json":       "TestReadmePolicy (read; only AWS can run it)",
 	"clouds":                    "TestClouds, TestAWS",
 	"clouds.md":                 "TestClouds",
@@ -70,29 +65,33 @@ func TestDeployFiles(t *testing.T) {
 	}
 }
 
-// TestDashboard: Prometheus, configured as in deploy/, scrapes a sensor, and answers each query of the Grafana dashboard with
-// data. All that the sensor exposes is on the dashboard.
+// TestDashboard: Prometheus, configured as in deploy/, scrapes a sensor, and answers each query of the Grafana
+// dashboard with data. All that the sensor exposes is on the dashboard.
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	networkName := newNetwork(t)
 	startBroker(t, networkName)
+	connected := func(body io.Reader) bool {
+		text, err := io.ReadAll(body)
+		return err == nil && strings.Contains(string(text), "connected true")
+	}
 	sensor := startSensor(t, networkName, map[string]string{
-		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9464", "SIP_FILTER": "(method invite)",
-	}, testcontainers.WithExposedPorts("9464/tcp"), testcontainers.WithWaitStrategy(wait.ForHTTP("/healthz").WithPort("9464/tcp").
-		WithResponseMatcher(func(body io.Reader) bool {
-			text, err := io.ReadAll(body)
-			return err == nil && strings.Contains(string(text), "connected true")
-		})))
+		"INTERFACE": "eth0", "BROKER": "tcp://broker:1883", "TOPIC": "sip", "METRICS_ADDR": ":9464",
+		"SIP_FILTER": "(method invite)",
+	}, testcontainers.WithExposedPorts("9464/tcp"),
+		testcontainers.WithWaitStrategy(wait.ForHTTP("/healthz").WithPort("9464/tcp").WithResponseMatcher(connected)))
 	address, err := sensor.ContainerIP(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	host := startHost(t, networkName)
-	configuration := replaced(t, string(deployFile(t, "prometheus.yml")), "127.0.0.1:9464", address+":9464", "scrape_interval: 15s", "scrape_interval: 1s")
+	configuration := replaced(t, string(deployFile(t, "prometheus.yml")),
+		"127.0.0.1:9464", address+":9464", "scrape_interval: 15s", "scrape_interval: 1s")
 	write(t, host, "/tmp/prometheus.yml", configuration)
 	write(t, host, "/tmp/prometheus-rules.yml", string(deployFile(t, "prometheus-rules.yml")))
 	bash(t, host, `promtool check config /tmp/prometheus.yml
-prometheus --config.file=/tmp/prometheus.yml --storage.tsdb.path=/tmp/data --web.listen-address=127.0.0.1:9090 >/tmp/prometheus.log 2>&1 &
+prometheus --config.file=/tmp/prometheus.yml --storage.tsdb.path=/tmp/data --web.listen-address=127.0.0.1:9090 \
+    >/tmp/prometheus.log 2>&1 &
 until curl -sf http://127.0.0.1:9090/-/ready; do sleep 0.2; done`)
 
 	socket := newSocket(t)
@@ -154,12 +153,14 @@ until curl -sf http://127.0.0.1:9090/-/ready; do sleep 0.2; done`)
 	}
 	shown := ""
 	for _, panel := range dashboard.Panels {
-		if panel.Title == "" || panel.Description == "" || panel.GridPos.X+panel.GridPos.W > 24 || len(panel.Targets) == 0 {
+		if panel.Title == "" || panel.Description == "" || len(panel.Targets) == 0 ||
+			panel.GridPos.X+panel.GridPos.W > 24 {
 			t.Errorf("panel %+v", panel)
 		}
 		for _, target := range panel.Targets {
 			shown += target.Expr + "\n"
-			if n, _ := query(replaced(t, strings.ReplaceAll(target.Expr, "$__rate_interval", "1m"), "$instance", ".*")); n == 0 {
+			expression := strings.ReplaceAll(target.Expr, "$__rate_interval", "1m")
+			if n, _ := query(replaced(t, expression, "$instance", ".*")); n == 0 {
 				t.Errorf("%s: nothing for %s", panel.Title, target.Expr)
 			}
 		}
@@ -214,14 +215,18 @@ func TestComposeService(t *testing.T) {
 		t.Fatal(err)
 	}
 	service := file.Services["sip-capture"]
-	if service.NetworkMode != "host" || !service.ReadOnly || !slices.Equal(service.CapDrop, []string{"ALL"}) || !slices.Equal(service.CapAdd, []string{"NET_RAW"}) ||
-		service.StopGracePeriod < 10*time.Second || service.Environment["PASSWORD_FILE"] != "/run/secrets/"+service.Secrets[0] || file.Secrets[service.Secrets[0]].File == "" {
+	if service.NetworkMode != "host" || !service.ReadOnly || service.StopGracePeriod < 10*time.Second ||
+		!slices.Equal(service.CapDrop, []string{"ALL"}) || !slices.Equal(service.CapAdd, []string{"NET_RAW"}) {
 		t.Errorf("the service is %+v", service)
+	}
+	secret := service.Secrets[0]
+	if service.Environment["PASSWORD_FILE"] != "/run/secrets/"+secret || file.Secrets[secret].File == "" {
+		t.Errorf("the password is in %s, the secrets are %v", service.Environment["PASSWORD_FILE"], file.Secrets)
 	}
 	networkName := newNetwork(t)
 	env := service.Environment
 	env["INTERFACE"] = "eth0"
-	directory, _ := withFiles(t, map[string][]byte{service.Secrets[0]: []byte("secret\n")})
+	directory, _ := withFiles(t, map[string][]byte{secret: []byte("secret\n")})
 	sensor := startContainer(t, sensorImage, sensorRequest(networkName, env, bound(directory, "/run/secrets"),
 		testcontainers.WithWaitStrategy(wait.ForLog(`"msg":"stats"`)))...)
 	test := service.Healthcheck.Test
@@ -233,8 +238,8 @@ func TestComposeService(t *testing.T) {
 	}
 }
 
-// TestEnvelopesToPcap: envelopes of three capture files become one that tshark reads as SIP, with the same bytes, addresses and
-// times, and no wrong checksum.
+// TestEnvelopesToPcap: envelopes of three capture files become one that tshark reads as SIP, with the same bytes,
+// addresses and times, and no wrong checksum.
 func TestEnvelopesToPcap(t *testing.T) {
 	t.Parallel()
 	networkName := newNetwork(t)
@@ -263,9 +268,15 @@ func TestEnvelopesToPcap(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	output, err := exec.Command("tshark", "-r", path, "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE", "-T", "fields",
-		"-E", "separator= ", "-e", "frame.time_epoch", "-e", "ip.src", "-e", "ipv6.src", "-e", "udp.srcport", "-e", "ip.dst", "-e", "ipv6.dst",
-		"-e", "udp.dstport", "-e", "ip.checksum.status", "-e", "udp.checksum.status", "-e", "udp.payload", "-e", "sip.Call-ID").Output()
+	arguments := []string{"-r", path, "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE",
+		"-T", "fields", "-E", "separator= "}
+	for _, field := range []string{
+		"frame.time_epoch", "ip.src", "ipv6.src", "udp.srcport", "ip.dst", "ipv6.dst", "udp.dstport",
+		"ip.checksum.status", "udp.checksum.status", "udp.payload", "sip.Call-ID",
+	} {
+		arguments = append(arguments, "-e", field)
+	}
+	output, err := exec.Command("tshark", arguments...).Output()
 	if err != nil {
 		t.Fatalf("tshark: %v", err)
 	}
@@ -277,8 +288,10 @@ func TestEnvelopesToPcap(t *testing.T) {
 	for i, line := range lines {
 		e := decode(t, payloads[i])
 		src, dst := netip.MustParseAddrPort(e.Src), netip.MustParseAddrPort(e.Dst)
-		want := []string{fmt.Sprintf("%d.%09d", e.Time.Unix(), e.Time.Nanosecond()), src.Addr().String(), fmt.Sprint(src.Port()),
-			dst.Addr().String(), fmt.Sprint(dst.Port())}
+		want := []string{
+			fmt.Sprintf("%d.%09d", e.Time.Unix(), e.Time.Nanosecond()),
+			src.Addr().String(), fmt.Sprint(src.Port()), dst.Addr().String(), fmt.Sprint(dst.Port()),
+		}
 		if src.Addr().Is4() {
 			want = append(want, good)
 		}
