@@ -20,13 +20,13 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// These tests run the program on devices: pairs of virtual Ethernet in a network namespace that ends with the test. Where that
-// needs more than this user may, they are skipped, and say so.
+// These tests run the program on devices: pairs of virtual Ethernet in a network namespace that ends with the
+// test. Where that needs more than this user may, they are skipped, and say so.
 
 const liveMetrics = "127.0.0.1:9464" // free in a namespace of its own
 
-// enterNamespace puts the test's own goroutine, and what it starts and listens on, into a new network namespace. Its thread ends
-// with the goroutine, and with it the namespace and its devices.
+// enterNamespace puts the test's own goroutine, and what it starts and listens on, into a new network namespace.
+// Its thread ends with the goroutine, and with it the namespace and its devices.
 func enterNamespace(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -144,12 +144,12 @@ func healthz(t *testing.T) (status int, body string) {
 	return answer.StatusCode, string(text)
 }
 
-// untilPublished waits for n messages and checks that they are those of liveCalls(0, n), and that nothing else was captured.
-func (s *sensing) untilPublished(n int) statsLine {
+// untilPublished waits for n messages and checks that they are those of liveCalls(0, n), and that nothing else
+// was captured.
+func (s *sensing) untilPublished(n int) {
 	s.t.Helper()
-	stats := s.untilStats(fmt.Sprint(n, " published"), func(s statsLine) bool { return s.MessagesPublished >= uint64(n) })
+	s.untilStats("published", func(s statsLine) bool { return s.MessagesPublished >= uint64(n) })
 	s.checkPublished(n)
-	return stats
 }
 
 func (s *sensing) checkPublished(n int) {
@@ -167,6 +167,16 @@ func (s *sensing) checkPublished(n int) {
 	if once != n || len(times) != n {
 		s.t.Errorf("of %d messages %d were published once; %d different ones were", n, once, len(times))
 	}
+}
+
+// captureSockets is how many sockets in the namespace get frames of every protocol.
+func (s *sensing) captureSockets() (n int) {
+	s.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/packet", s.cmd.Process.Pid))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.Count(string(text), " 0003 ") // ETH_P_ALL
 }
 
 // end stops the sensor and returns its last counters.
@@ -200,12 +210,14 @@ func TestLiveReopening(t *testing.T) {
 	s := launchLive(t, "INTERFACE=one,other")
 	one.send(liveCalls(0, 1)...)
 	s.untilPublished(1)
+	open := s.captureSockets()
 	if status, body := healthz(t); status != http.StatusOK || body != "down 0\nreopened 0\nconnected true\n" {
 		t.Errorf("before: %d %q", status, body)
 	}
 	one.cut()
 	s.untilLogged(`"level":"ERROR","msg":"capture failed, trying again","error":"reading one: `)
-	if status, body := healthz(t); status != http.StatusServiceUnavailable || body != "down 1\nreopened 0\nconnected true\n" {
+	if status, body := healthz(t); status != http.StatusServiceUnavailable ||
+		body != "down 1\nreopened 0\nconnected true\n" {
 		t.Errorf("while it is away: %d %q", status, body)
 	}
 	stdout, stderr := execute(t, 1, []string{"-health"}, "METRICS_ADDR="+liveMetrics)
@@ -218,6 +230,9 @@ func TestLiveReopening(t *testing.T) {
 	s.untilLogged(`"msg":"capturing again","device":"one"`)
 	if status, body := healthz(t); status != http.StatusOK || body != "down 0\nreopened 1\nconnected true\n" {
 		t.Errorf("after: %d %q", status, body)
+	}
+	if got := s.captureSockets(); got != open || got == 0 {
+		t.Errorf("%d sockets capture, before %d", got, open)
 	}
 	one.send(otherPort(1)) // the filter holds for the new device, too
 	one.send(liveCalls(2, 3)...)
@@ -239,8 +254,8 @@ func TestLiveStopWhileAway(t *testing.T) {
 	s.exits(0, 900*time.Millisecond) // sooner than it would be opened again
 }
 
-// newTunnel makes a device that isn't Ethernet, which its name doesn't tell: filters that need Ethernet are refused. What is
-// written to the file is received on the device.
+// newTunnel makes a device that isn't Ethernet, which its name doesn't tell: filters that need Ethernet are
+// refused. What is written to the file is received on the device.
 func newTunnel(t *testing.T, name string) *os.File {
 	t.Helper()
 	file, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
@@ -264,8 +279,8 @@ func newTunnel(t *testing.T, name string) *os.File {
 	return file
 }
 
-// TestLiveFilterRefused: a filter that suits Ethernet only never means an unfiltered capture, neither at the start nor when
-// another device has taken a name.
+// TestLiveFilterRefused: a filter that suits Ethernet only never means an unfiltered capture, neither at the
+// start nor when another device has taken a name.
 func TestLiveFilterRefused(t *testing.T) {
 	t.Parallel()
 	enterNamespace(t)
@@ -283,13 +298,18 @@ func TestLiveFilterRefused(t *testing.T) {
 	one.cut()
 	tunnel := newTunnel(t, "one")
 	s.untilLogged(`"error":"opening one: the BPF filter can't be used on link type RAW: `)
+	s.untilLogged(`"in":"2s"`) // after 1 s
+	if got := s.captureSockets(); got != 0 {
+		t.Errorf("%d sockets still capture", got)
+	}
 	for i := range 10 {
 		if _, err := tunnel.Write(over4(testCall("INVITE", i))); err != nil {
 			t.Fatal(err)
 		}
 	}
 	time.Sleep(200 * time.Millisecond)
-	if status, body := healthz(t); status != http.StatusServiceUnavailable || !strings.HasPrefix(body, "down 1\nreopened 0\n") {
+	if status, body := healthz(t); status != http.StatusServiceUnavailable ||
+		!strings.HasPrefix(body, "down 1\nreopened 0\n") {
 		t.Errorf("/healthz: %d %q", status, body)
 	}
 	if got := s.end(); got.Packets != 0 {
@@ -297,7 +317,8 @@ func TestLiveFilterRefused(t *testing.T) {
 	}
 }
 
-// TestLiveDrops stops the process until the kernel's buffer of 1 MB overflows. What the kernel dropped is counted, once.
+// TestLiveDrops stops the process until the kernel's buffer of 1 MB overflows. What the kernel dropped is
+// counted, once.
 func TestLiveDrops(t *testing.T) {
 	t.Parallel()
 	enterNamespace(t)
@@ -346,6 +367,48 @@ func TestLiveStop(t *testing.T) {
 			}
 			s.checkPublished(n)
 		})
+	}
+}
+
+// TestLiveStopUnderLoad: frames that keep coming don't keep the sensor from its end.
+func TestLiveStopUnderLoad(t *testing.T) {
+	t.Parallel()
+	enterNamespace(t)
+	one := newWire(t, "one")
+	s := launchLive(t, "INTERFACE=one", "SIP_FILTER=(method options)")
+	frame := liveCalls(0, 1)[0]
+	end := time.Now().Add(3 * time.Second)
+	for isTold := false; time.Now().Before(end); {
+		one.send(frame)
+		time.Sleep(100 * time.Microsecond)
+		if !isTold && time.Until(end) < 2500*time.Millisecond {
+			isTold = true
+			s.signal(syscall.SIGTERM)
+		}
+		select {
+		case <-s.done:
+			end = time.Now()
+		default:
+		}
+	}
+	s.exits(0, 100*time.Millisecond)
+	if got := s.lastStats(); got.Packets < 100 || got.MessagesRejected != got.Packets {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// TestLiveWithoutBroker: the broker doesn't count for health, as to start the sensor again would lose the queue.
+func TestLiveWithoutBroker(t *testing.T) {
+	t.Parallel()
+	enterNamespace(t)
+	one := newWire(t, "one")
+	settings := []string{"BROKER=tcp://127.0.0.1:1", "TOPIC=sip", "INTERFACE=one", "METRICS_ADDR=" + liveMetrics}
+	p := launch(t, append(settings, "STATS_INTERVAL=20ms")...)
+	p.untilLogged(`"msg":"capturing"`)
+	one.send(liveCalls(0, 3)...)
+	p.untilStats("queued", func(s statsLine) bool { return s.QueueMessages == 3 })
+	if status, body := healthz(t); status != http.StatusOK || body != "down 0\nreopened 0\nconnected false\n" {
+		t.Errorf("/healthz: %d %q", status, body)
 	}
 }
 
