@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 )
 
@@ -394,6 +396,32 @@ func TestLiveStopUnderLoad(t *testing.T) {
 	s.exits(0, 100*time.Millisecond)
 	if got := s.lastStats(); got.Packets < 100 || got.MessagesRejected != got.Packets {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// TestLiveQuietDevice: what is incomplete gets old although no frame comes.
+func TestLiveQuietDevice(t *testing.T) {
+	t.Parallel()
+	enterNamespace(t)
+	newWire(t, "one")
+	from := &source{name: "one", snaplen: maxSnaplen, bufferBytes: 1 << 20}
+	handle, err := from.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var counters captureCounters
+	d := newDecoder(&counters, func(*message) {})
+	outer, inner := []header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(sampleInvite)}
+	first := fragments(outer, inner, 1, 64)[0]
+	info := gopacket.CaptureInfo{Timestamp: time.Now().Add(-fragmentAge), CaptureLength: len(first), Length: len(first)}
+	d.frame(ethernet, first, info)
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if err := from.read(ctx, handle, d); err != nil || counters.packets.Load() != 1 {
+		t.Errorf("%d frames, %v", counters.packets.Load(), err)
+	}
+	if got := counters.fragment.Load(); got != 1 {
+		t.Errorf("fragment %d, want 1", got)
 	}
 }
 
