@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -2027,6 +2028,157 @@ func TestSilence(t *testing.T) {
 			filter + `"`
 		if got := len(regexp.MustCompile(pattern).FindAllString(p.stdout.String(), -1)); got != want {
 			t.Errorf("%s: %d warnings, want %d: %s", filter, got, want, &p.stdout)
+		}
+	}
+}
+
+// TestSlowClients: who sends a byte now and then, or keeps a connection without asking again, is cut off; scrapes go on.
+func TestSlowClients(t *testing.T) {
+	t.Parallel()
+	broker, address := newCollector(t), freeAddress(t)
+	p := launch(t, broker.setting(), "TOPIC=sip", "PCAP_FILE=-", "METRICS_ADDR="+address)
+	p.untilLogged("capturing")
+	begin := time.Now()
+	ends := make(chan string, 4)
+	for _, row := range []struct {
+		name, first, slowly string
+	}{
+		{"header", "GET /metrics HTTP/1.1\r\nX: ", "y"},
+		{"body", "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", "y"},
+		{"between", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", ""},
+		{"nothing", "", ""},
+	} {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(begin.Add(patience))
+		fmt.Fprint(conn, row.first)
+		go func() {
+			ticks := time.NewTicker(time.Second)
+			defer ticks.Stop()
+			for range ticks.C {
+				if _, err := fmt.Fprint(conn, row.slowly); err != nil {
+					return
+				}
+			}
+		}()
+		go func() {
+			_, err := io.Copy(io.Discard, conn)
+			if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+				ends <- row.name + ": still connected"
+				return
+			}
+			ends <- ""
+		}()
+	}
+	for range 4 {
+		for ended := false; !ended; {
+			select {
+			case failure := <-ends:
+				ended = true
+				if failure != "" {
+					t.Error(failure)
+				}
+			case <-time.After(500 * time.Millisecond):
+				scrape(t, address)
+			}
+		}
+	}
+	if took := time.Since(begin); took < 4*time.Second || took > 8*time.Second {
+		t.Errorf("cut off after %v, want 5 s", took)
+	}
+}
+
+// TestMappedAddresses: IPv4 addresses mapped into IPv6 are those of IPv4 to the filter and in the envelope.
+func TestMappedAddresses(t *testing.T) {
+	t.Parallel()
+	ip := ipv6Header("::ffff:192.0.2.77", "::ffff:198.51.100.88")
+	frame := build(ethernetHeader(), ip, udpHeader(5060, 5061), data(testCall("INVITE", 0)))
+	file := writeFile(t, "mapped.pcap", captureFile(1, captured{frame: frame}))
+	for filter, want := range map[string]int{
+		"(src 192.0.2.0/24)":                           1,
+		"(dst 198.51.100.88)":                          1,
+		"(dst ::ffff:198.51.100.88)":                   1,
+		"(all (src 192.0.2.77) (dst 198.51.100.0/24))": 1,
+		"(dst 192.0.2.77)":                             0,
+		"(src 198.51.100.88)":                          0,
+		"(any (src ::/0) (dst ::/0))":                  0, // all of IPv6
+	} {
+		broker := newCollector(t)
+		settings := []string{broker.setting(), "TOPIC=sip", "PCAP_FILE=" + file, "SIP_FILTER=" + filter, "INCLUDE_ADDRESSES=true"}
+		prepareProgram(t, nil, settings...).start().exits(0, patience)
+		all := broker.envelopes(t, "sip")
+		if len(all) != want {
+			t.Errorf("%s: %d messages, want %d", filter, len(all), want)
+		}
+		for _, e := range all {
+			if e.Src != "192.0.2.77:5060" || e.Dst != "198.51.100.88:5061" {
+				t.Errorf("%s: from %s to %s", filter, e.Src, e.Dst)
+			}
+		}
+	}
+}
+
+// TestFirstLines: the log begins with the settings in effect, and then says what looks wrong with them.
+func TestFirstLines(t *testing.T) {
+	t.Parallel()
+	broker := newCollector(t)
+	p := launch(t, broker.setting(), "TOPIC=sip", "PCAP_FILE=-", "BROKERS=x", "SNAPLEN=1500", "CLIENT_ID=me")
+	p.untilLogged("isn't read")
+	p.stdin.Write(captureFile(1, testCalls(1)...))
+	p.stdin.Close()
+	p.exits(0, patience)
+	lines := slices.DeleteFunc(slices.Collect(strings.Lines(p.stdout.String())), func(line string) bool {
+		return strings.Contains(line, `"connected`) // which may come at any time
+	})
+	if len(lines) < 2 {
+		t.Fatalf("got %q", lines)
+	}
+	for i, want := range []string{
+		`"level":"INFO","msg":"capturing","version":"` + programVersion + `","interface":"","pcap_file":"-",` +
+			`"bpf_filter":"SIP on port 5060, with fragments and VLAN tags (the default)","sip_filter":"","snaplen":1500,`,
+		`"level":"WARN","msg":"BROKERS is set, but isn't read; is BROKER meant?"}`,
+	} {
+		if !strings.Contains(lines[i], want) {
+			t.Errorf("got %s, want %s", lines[i], want)
+		}
+	}
+}
+
+// TestFirstMinute: a minute without a frame is worth one line, a minute with one is not. It changes what is a minute,
+// and the log, so no other test runs beside it.
+func TestFirstMinute(t *testing.T) {
+	usual, minute := slog.Default(), firstMinute
+	defer func() {
+		slog.SetDefault(usual)
+		firstMinute = minute
+	}()
+	if minute != time.Minute {
+		t.Errorf("the first minute has %v", minute)
+	}
+	firstMinute = 30 * time.Millisecond
+	for frames, want := range []int{1, 0} {
+		var log logBuffer
+		slog.SetDefault(slog.New(slog.NewJSONHandler(&log, nil)))
+		c := &config{StatsInterval: 10 * time.Millisecond, BPFFilter: "port 5080"}
+		s := &sensor{config: c, publisher: newPublisher(c.delivery(), slog.Default())}
+		s.packets.Store(uint64(frames))
+		ended, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			s.report(ended)
+			close(done)
+		}()
+		time.Sleep(200 * time.Millisecond)
+		close(ended)
+		within(t, "the end of the reports", done)
+		text := `"level":"WARN","msg":"no frame has passed BPF_FILTER so far: is SIP on another port?","bpf_filter":"port 5080"`
+		if got := lines(log.String(), text); got != want {
+			t.Errorf("%d frames: %d warnings, want %d: %s", frames, got, want, log.String())
+		}
+		if got := lines(log.String(), `"msg":"stats"`); got < 5 {
+			t.Errorf("%d lines with the counters in 200 ms, want one each 10 ms", got)
 		}
 	}
 }
