@@ -333,7 +333,7 @@ func TestLiveDrops(t *testing.T) {
 	one.send(flood...)
 	s.signal(syscall.SIGCONT)
 	got := s.untilStats("all counted", func(s statsLine) bool { return s.Packets+s.PacketsDropped >= sent })
-	if got.Packets < 1<<20/2/size || got.Packets > 2<<20/size { // the buffer is used, and is that small
+	if got.Packets < 1<<20/2/size || got.Packets > 1<<20/size { // libpcap's own 2 MB would hold 1,400
 		t.Errorf("%d frames captured, with a buffer of 1 MB", got.Packets)
 	}
 	dropped := got.PacketsDropped
