@@ -2092,6 +2092,37 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
+// TestConnectionLimit: while 64 connections are open, another one is closed at once.
+func TestConnectionLimit(t *testing.T) {
+	t.Parallel()
+	broker, address := newCollector(t), freeAddress(t)
+	p := launch(t, broker.setting(), "TOPIC=sip", "PCAP_FILE=-", "METRICS_ADDR="+address)
+	p.untilLogged("capturing")
+	ends := make(chan time.Duration, 70)
+	begin := time.Now()
+	for range 70 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(begin.Add(patience))
+		go func() {
+			io.Copy(io.Discard, conn)
+			ends <- time.Since(begin)
+		}()
+	}
+	early := 0
+	for range 70 {
+		if <-ends < 4*time.Second { // the others have 5 s for a request
+			early++
+		}
+	}
+	if early != 6 {
+		t.Errorf("%d of 70 connections were closed early, want 6", early)
+	}
+}
+
 // TestMappedAddresses: IPv4 addresses mapped into IPv6 are those of IPv4 to the filter and in the envelope.
 func TestMappedAddresses(t *testing.T) {
 	t.Parallel()
