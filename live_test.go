@@ -159,6 +159,9 @@ func (s *sensing) checkPublished(n int) {
 	times := map[string]int{}
 	for _, e := range s.broker.envelopes(s.t, "sip") {
 		times[string(e.SIP)]++
+		if e.Transport+e.Src+e.Dst != "" {
+			s.t.Error("an envelope has addresses, without INCLUDE_ADDRESSES")
+		}
 	}
 	once := 0
 	for i := range n {
