@@ -159,6 +159,9 @@ func (s *sensing) checkPublished(n int) {
 	times := map[string]int{}
 	for _, e := range s.broker.envelopes(s.t, "sip") {
 		times[string(e.SIP)]++
+		if e.Transport+e.Src+e.Dst != "" {
+			s.t.Error("an envelope has addresses, without INCLUDE_ADDRESSES")
+		}
 	}
 	once := 0
 	for i := range n {
@@ -333,7 +336,7 @@ func TestLiveDrops(t *testing.T) {
 	one.send(flood...)
 	s.signal(syscall.SIGCONT)
 	got := s.untilStats("all counted", func(s statsLine) bool { return s.Packets+s.PacketsDropped >= sent })
-	if got.Packets < 1<<20/2/size || got.Packets > 2<<20/size { // the buffer is used, and is that small
+	if got.Packets < 1<<20/2/size || got.Packets > 1<<20/size { // libpcap's own 2 MB would hold 1,400
 		t.Errorf("%d frames captured, with a buffer of 1 MB", got.Packets)
 	}
 	dropped := got.PacketsDropped

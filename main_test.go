@@ -2032,7 +2032,8 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// TestSlowClients: who sends a byte now and then, or keeps a connection without asking again, is cut off; scrapes go on.
+// TestSlowClients: who sends a byte now and then, or keeps a connection without asking again, is cut off; scrapes go
+// on.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	broker, address := newCollector(t), freeAddress(t)
@@ -2091,6 +2092,37 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
+// TestConnectionLimit: while 64 connections are open, another one is closed at once.
+func TestConnectionLimit(t *testing.T) {
+	t.Parallel()
+	broker, address := newCollector(t), freeAddress(t)
+	p := launch(t, broker.setting(), "TOPIC=sip", "PCAP_FILE=-", "METRICS_ADDR="+address)
+	p.untilLogged("capturing")
+	ends := make(chan time.Duration, 70)
+	begin := time.Now()
+	for range 70 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(begin.Add(patience))
+		go func() {
+			io.Copy(io.Discard, conn)
+			ends <- time.Since(begin)
+		}()
+	}
+	early := 0
+	for range 70 {
+		if <-ends < 4*time.Second { // the others have 5 s for a request
+			early++
+		}
+	}
+	if early != 6 {
+		t.Errorf("%d of 70 connections were closed early, want 6", early)
+	}
+}
+
 // TestMappedAddresses: IPv4 addresses mapped into IPv6 are those of IPv4 to the filter and in the envelope.
 func TestMappedAddresses(t *testing.T) {
 	t.Parallel()
@@ -2107,8 +2139,8 @@ func TestMappedAddresses(t *testing.T) {
 		"(any (src ::/0) (dst ::/0))":                  0, // all of IPv6
 	} {
 		broker := newCollector(t)
-		settings := []string{broker.setting(), "TOPIC=sip", "PCAP_FILE=" + file, "SIP_FILTER=" + filter, "INCLUDE_ADDRESSES=true"}
-		prepareProgram(t, nil, settings...).start().exits(0, patience)
+		settings := []string{broker.setting(), "TOPIC=sip", "PCAP_FILE=" + file, "INCLUDE_ADDRESSES=true"}
+		prepareProgram(t, nil, append(settings, "SIP_FILTER="+filter)...).start().exits(0, patience)
 		all := broker.envelopes(t, "sip")
 		if len(all) != want {
 			t.Errorf("%s: %d messages, want %d", filter, len(all), want)
@@ -2138,7 +2170,8 @@ func TestFirstLines(t *testing.T) {
 	}
 	for i, want := range []string{
 		`"level":"INFO","msg":"capturing","version":"` + programVersion + `","interface":"","pcap_file":"-",` +
-			`"bpf_filter":"SIP on port 5060, with fragments and VLAN tags (the default)","sip_filter":"","snaplen":1500,`,
+			`"bpf_filter":"SIP on port 5060, with fragments and VLAN tags (the default)","sip_filter":"",` +
+			`"snaplen":1500,`,
 		`"level":"WARN","msg":"BROKERS is set, but isn't read; is BROKER meant?"}`,
 	} {
 		if !strings.Contains(lines[i], want) {
@@ -2173,7 +2206,8 @@ func TestFirstMinute(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 		close(ended)
 		within(t, "the end of the reports", done)
-		text := `"level":"WARN","msg":"no frame has passed BPF_FILTER so far: is SIP on another port?","bpf_filter":"port 5080"`
+		text := `"level":"WARN","msg":"no frame has passed BPF_FILTER so far: is SIP on another port?",` +
+			`"bpf_filter":"port 5080"`
 		if got := lines(log.String(), text); got != want {
 			t.Errorf("%d frames: %d warnings, want %d: %s", frames, got, want, log.String())
 		}
