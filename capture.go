@@ -302,7 +302,7 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 		if stop.IsZero() {
 			stop = time.Now().Add(lastFrames)
 		}
-		if s.isFile || err != nil || time.Now().After(stop) {
+		if s.isFile || time.Now().After(stop) {
 			return nil
 		}
 	}
