@@ -1579,7 +1579,7 @@ func TestStop(t *testing.T) {
 func TestSilentPipe(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "TOPIC=sip", "PCAP_FILE=-", "BROKER=tcp://"+freeAddress(t))
-	time.Sleep(500 * time.Millisecond)
+	p.untilLogged("capturing")
 	p.signal(syscall.SIGTERM)
 	p.exits(0, 3*time.Second)
 }
