@@ -15,11 +15,14 @@ import (
 // The rules that make the five files quick to read. What is counted is the statement, which is what a
 // reader reads, and which packing doesn't lower.
 const (
-	mostColumns       = 100 // of a line, in which a tab is 4; none is longer but for a URL
-	mostStatements    = 1950
+	mostColumns       = 100  // of a line, in which a tab is 4; none is longer but for a URL
 	mostDensity       = 0.70 // statements a line of code, in functions
 	mostFunctionLines = 70
 	mostParameters    = 4
+
+	// mostStatements is how many there are: more than the 1,000 of an afternoon's reading. It may fall,
+	// and not rise.
+	mostStatements = 1920
 )
 
 var auditedFiles = []string{"main.go", "capture.go", "filter.go", "envelope.go", "publish.go"}
@@ -254,7 +257,10 @@ func TestAuditNotices(t *testing.T) {
 			t.Errorf("%s: %q, want %q", row.name, a.faults, row.want)
 		}
 	}
-	a, err := auditSource("x.go", "package x\n\n// c\nfunc f() {\n\ta, b := 1, 2 // c\n\n\tfor range b {\n\t\ta++\n\t}\n}\n")
+	a, err := auditSource(
+		"x.go",
+		"package x\n\n// c\nfunc f() {\n\ta, b := 1, 2 // c\n\n\tfor range b {\n\t\ta++\n\t}\n}\n",
+	)
 	if err != nil || a.lines != 7 || a.statements != 4 || a.inFuncs.lines != 6 {
 		t.Errorf("%+v, %v", a, err)
 	}

@@ -1357,7 +1357,8 @@ func latency(b *testing.B) {
 	}.report(b)
 }
 
-// distantBroker gets each packet half a round trip after it was sent, and its answer takes the other half. It reports how
+// distantBroker gets each packet half a round trip after it was sent, and its answer takes the other half. It
+// reports how
 // old each message is when it gets it.
 func distantBroker(listener net.Listener, roundTrip time.Duration, arrived chan<- time.Duration) {
 	conn, err := listener.Accept()
@@ -1468,7 +1469,15 @@ func idleDevice(b *testing.B) {
 		r.end(b)
 		figure, figureCPU = append(figure, switches), append(figureCPU, 100*cpu)
 	}
-	compare(b, 9, "a device on which nothing comes: of a core; floor: bare read loop", "%.2f %%", figureCPU, floorCPU, 1.1)
+	compare(
+		b,
+		9,
+		"a device on which nothing comes: of a core; floor: bare read loop",
+		"%.2f %%",
+		figureCPU,
+		floorCPU,
+		1.1,
+	)
 	compare(b, 9, "the same: context switches a second", "%.0f", figure, floor, 1.1)
 }
 

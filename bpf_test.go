@@ -30,12 +30,42 @@ type bpfLink struct {
 }
 
 var bpfLinks = []bpfLink{
-	{"Ethernet", 1, []header{ethernetHeader()}, true},
-	{"Linux cooked", 113, []header{sllHeader()}, false},
-	{"Linux cooked v2", 276, []header{sll2Header()}, false},
-	{"raw IP", 101, nil, false},
-	{"loopback of BSD", 0, []header{nullHeader()}, false},
-	{"loopback of OpenBSD", 108, []header{loopHeader()}, false},
+	{
+		"Ethernet",
+		1,
+		[]header{ethernetHeader()},
+		true,
+	},
+	{
+		"Linux cooked",
+		113,
+		[]header{sllHeader()},
+		false,
+	},
+	{
+		"Linux cooked v2",
+		276,
+		[]header{sll2Header()},
+		false,
+	},
+	{
+		"raw IP",
+		101,
+		nil,
+		false,
+	},
+	{
+		"loopback of BSD",
+		0,
+		[]header{nullHeader()},
+		false,
+	},
+	{
+		"loopback of OpenBSD",
+		108,
+		[]header{loopHeader()},
+		false,
+	},
 }
 
 // bpfFrame is a frame, and whether the default filter has to select it.
@@ -71,7 +101,8 @@ func bpfFrames(link bpfLink) (all []bpfFrame) {
 			one := append(slices.Clone(link.header), vlanHeader(first, 100))
 			outers[fmt.Sprintf("tag %#x, ", uint16(first))] = one
 			for _, second := range []layers.EthernetType{0x8100, 0x88a8, 0x9100} {
-				outers[fmt.Sprintf("tags %#x %#x, ", uint16(first), uint16(second))] = append(slices.Clone(one), vlanHeader(second, 200))
+				outers[fmt.Sprintf("tags %#x %#x, ", uint16(first),
+					uint16(second))] = append(slices.Clone(one), vlanHeader(second, 200))
 			}
 		}
 	}
@@ -79,40 +110,109 @@ func bpfFrames(link bpfLink) (all []bpfFrame) {
 		add := func(name string, selected bool, rest ...header) {
 			all = append(all, bpfFrame{tags + name, build(append(slices.Clone(outer), rest...)...), selected})
 		}
-		for family, ip := range map[string]header{"IPv4": ipv4Header(), "IPv4 with options": options, "IPv6": ipv6Header()} {
-			for _, protocol := range []layers.IPProtocol{layers.IPProtocolUDP, layers.IPProtocolTCP, layers.IPProtocolSCTP} {
+		for family, ip := range map[string]header{
+			"IPv4":              ipv4Header(),
+			"IPv4 with options": options,
+			"IPv6":              ipv6Header(),
+		} {
+			for _, protocol := range []layers.IPProtocol{
+				layers.IPProtocolUDP,
+				layers.IPProtocolTCP,
+				layers.IPProtocolSCTP,
+			} {
 				add(fmt.Sprintf("%s, %s from 5060", family, protocol), true, over(ip, protocol, 5060, 1234)...)
 				add(fmt.Sprintf("%s, %s to 5060", family, protocol), true, over(ip, protocol, 1234, 5060)...)
 				add(fmt.Sprintf("%s, %s of other ports", family, protocol), false, over(ip, protocol, 5061, 1234)...)
 				add(fmt.Sprintf("%s, %s of port 0", family, protocol), false, over(ip, protocol, 0, 0)...)
 				packet := over(ip, protocol, 5060, 5060)
 				for i, fragment := range fragments(append(slices.Clone(outer), ip), packet[1:], 9, 200, 400) {
-					all = append(all, bpfFrame{fmt.Sprintf("%s%s, %s, fragment %d", tags, family, protocol, i), fragment, true})
+					all = append(
+						all,
+						bpfFrame{fmt.Sprintf("%s%s, %s, fragment %d", tags, family, protocol, i), fragment, true},
+					)
 				}
 			}
 		}
-		add("DF is no fragment", false, append([]header{ipv4With(func(ip *layers.IPv4) { ip.Flags = layers.IPv4DontFragment })}, over(ipv4Header(), 17, 1, 2)[1:]...)...)
-		for name, extensions := range map[string][]header{"hop-by-hop": {extensionHeader(0, 8)}, "routing": {extensionHeader(43, 24)}, "destination": {extensionHeader(60, 16)},
-			"several": {extensionHeader(0, 8), extensionHeader(60, 8), extensionHeader(43, 24)}, "atomic fragment": {fragmentHeader(5, 0, false)}} {
-			for _, protocol := range []layers.IPProtocol{layers.IPProtocolUDP, layers.IPProtocolTCP, layers.IPProtocolSCTP} {
+		add(
+			"DF is no fragment",
+			false,
+			append(
+				[]header{ipv4With(func(ip *layers.IPv4) { ip.Flags = layers.IPv4DontFragment })},
+				over(ipv4Header(), 17, 1, 2)[1:]...,
+			)...,
+		)
+		for name, extensions := range map[string][]header{"hop-by-hop": {extensionHeader(0,
+			8)}, "routing": {extensionHeader(43, 24)}, "destination": {extensionHeader(60, 16)},
+			"several": {
+				extensionHeader(0, 8),
+				extensionHeader(60, 8),
+				extensionHeader(43, 24),
+			}, "atomic fragment": {fragmentHeader(5, 0, false)}} {
+			for _, protocol := range []layers.IPProtocol{
+				layers.IPProtocolUDP,
+				layers.IPProtocolTCP,
+				layers.IPProtocolSCTP,
+			} {
 				packet := over(ipv6Header(), protocol, 5060, 5060)
-				add(fmt.Sprintf("IPv6 with %s header, %s", name, protocol), true, slices.Concat(packet[:1], extensions, packet[1:])...)
+				add(
+					fmt.Sprintf("IPv6 with %s header, %s", name, protocol),
+					true,
+					slices.Concat(packet[:1], extensions, packet[1:])...,
+				)
 			}
 		}
-		for i, fragment := range fragments(append(slices.Clone(outer), ipv6Header(), extensionHeader(0, 8)), over(ipv6Header(), 17, 5060, 5060)[1:], 9, 200, 400) {
-			all = append(all, bpfFrame{fmt.Sprintf("%sIPv6 with hop-by-hop header, fragment %d", tags, i), fragment, true})
+		for i, fragment := range fragments(
+			append(slices.Clone(outer), ipv6Header(), extensionHeader(0, 8)),
+			over(ipv6Header(), 17, 5060, 5060)[1:],
+			9,
+			200,
+			400,
+		) {
+			all = append(
+				all,
+				bpfFrame{fmt.Sprintf("%sIPv6 with hop-by-hop header, fragment %d", tags, i), fragment, true},
+			)
 		}
 		rtp := "\x80\x00" + strings.Repeat("rtp", 50)
 		add("RTP", false, ipv4Header(), udpHeader(10000, 20000), data(rtp))
 		add("RTP over IPv6", false, ipv6Header(), udpHeader(10000, 20000), data(rtp))
-		add("RTP with 5060 in its payload", false, ipv4Header(), udpHeader(10000, 20000), octets(slices.Repeat([]byte{0x13, 0xc4}, 80)...))
-		add("RTP over IPv6 with 5060 in its payload", false, ipv6Header(), udpHeader(10000, 20000), octets(slices.Repeat([]byte{0x13, 0xc4}, 80)...))
+		add(
+			"RTP with 5060 in its payload",
+			false,
+			ipv4Header(),
+			udpHeader(10000, 20000),
+			octets(slices.Repeat([]byte{0x13, 0xc4}, 80)...),
+		)
+		add(
+			"RTP over IPv6 with 5060 in its payload",
+			false,
+			ipv6Header(),
+			udpHeader(10000, 20000),
+			octets(slices.Repeat([]byte{0x13, 0xc4}, 80)...),
+		)
 		add("ICMP", false, ipv4Header(), icmp(), data(m))
-		add("ICMP in fragments", false, ipv4With(func(ip *layers.IPv4) { ip.Flags = layers.IPv4MoreFragments }), icmp(), data(m))
+		add(
+			"ICMP in fragments",
+			false,
+			ipv4With(func(ip *layers.IPv4) { ip.Flags = layers.IPv4MoreFragments }),
+			icmp(),
+			data(m),
+		)
 		add("GRE", false, ipv4Header(), greHeader(""), ipv4Header(), icmp())
 		add("ICMPv6", false, ipv6Header(), named(58, 128, 0, 0x13, 0xc4, 0, 1, 0, 1))
-		add("neighbour solicitation", false, ipv6Header(), named(58, append([]byte{135, 0, 0, 0}, make([]byte, 20)...)...))
-		add("MLD", false, ipv6Header(), extensionHeader(0, 8), named(58, append([]byte{143, 0, 0, 0}, make([]byte, 24)...)...))
+		add(
+			"neighbour solicitation",
+			false,
+			ipv6Header(),
+			named(58, append([]byte{135, 0, 0, 0}, make([]byte, 20)...)...),
+		)
+		add(
+			"MLD",
+			false,
+			ipv6Header(),
+			extensionHeader(0, 8),
+			named(58, append([]byte{143, 0, 0, 0}, make([]byte, 24)...)...),
+		)
 		if link.header != nil && link.tags {
 			add("ARP", false, arp())
 			add("ARP with zeros behind", false, arp(), octets(make([]byte, 40)...))
@@ -191,7 +291,8 @@ func pcapHeader(link uint32) (b []byte) {
 	return binary.LittleEndian.AppendUint32(b, link)
 }
 
-// TestLiveTags sends tagged frames through a veth pair in a network namespace of its own. The kernel takes the first tag off a frame and hands it
+// TestLiveTags sends tagged frames through a veth pair in a network namespace of its own. The kernel takes
+// the first tag off a frame and hands it
 // over beside it; libpcap puts it back. That must not hide anything from the filter.
 func TestLiveTags(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -223,7 +324,12 @@ func liveTags(t *testing.T, device string) {
 		}
 		return nil
 	}
-	if err := errors.Join(ip("link set lo up"), ip("link add veth0 type veth peer name veth1"), ip("link set veth0 up"), ip("link set veth1 up")); err != nil {
+	if err := errors.Join(
+		ip("link set lo up"),
+		ip("link add veth0 type veth peer name veth1"),
+		ip("link set veth0 up"),
+		ip("link set veth1 up"),
+	); err != nil {
 		t.Error(err)
 		return
 	}
@@ -232,7 +338,11 @@ func liveTags(t *testing.T, device string) {
 		local = "veth0"
 		t.Logf("without a sub-interface: %v", err)
 	}
-	if err := errors.Join(ip("addr add 192.0.2.1/24 dev "+local), ip("link set "+local+" up"), ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev "+local)); err != nil {
+	if err := errors.Join(
+		ip("addr add 192.0.2.1/24 dev "+local),
+		ip("link set "+local+" up"),
+		ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev "+local),
+	); err != nil {
 		t.Error(err)
 		return
 	}
@@ -268,11 +378,25 @@ func liveTags(t *testing.T, device string) {
 	long := strings.Repeat("a=long\r\n", 300)
 	write := func(name string, headers ...header) {
 		missing[request("INVITE", name, "")] = true
-		frame := build(append(append([]header{ethernetHeader()}, headers...), ipv4Header(), udpHeader(5060, 5060), data(request("INVITE", name, "")))...)
+		frame := build(
+			append(
+				append([]header{ethernetHeader()}, headers...),
+				ipv4Header(),
+				udpHeader(5060, 5060),
+				data(request("INVITE", name, "")),
+			)...,
+		)
 		if err := sender.WritePacketData(frame); err != nil {
 			t.Error(err)
 		}
-		rtp := build(append(append([]header{ethernetHeader()}, headers...), ipv4Header(), udpHeader(10000, 10002), data("\x80\x00"+strings.Repeat("rtp", 50)))...)
+		rtp := build(
+			append(
+				append([]header{ethernetHeader()}, headers...),
+				ipv4Header(),
+				udpHeader(10000, 10002),
+				data("\x80\x00"+strings.Repeat("rtp", 50)),
+			)...,
+		)
 		if err := sender.WritePacketData(rtp); err != nil {
 			t.Error(err)
 		}
@@ -292,7 +416,13 @@ func liveTags(t *testing.T, device string) {
 	}
 	tagged := append([]header{ethernetHeader(), vlanHeader(0x8100, 7)}, ipv6Header())
 	missing[request("INVITE", "tagged fragments", long)] = true
-	for _, frame := range fragments(tagged, []header{udpHeader(5060, 5060), data(request("INVITE", "tagged fragments", long))}, 5, 1000, 2000) {
+	for _, frame := range fragments(
+		tagged,
+		[]header{udpHeader(5060, 5060), data(request("INVITE", "tagged fragments", long))},
+		5,
+		1000,
+		2000,
+	) {
 		if err := sender.WritePacketData(frame); err != nil {
 			t.Error(err)
 		}

@@ -103,7 +103,8 @@ func listed(messages []seen) string {
 }
 
 func captureRows() []captureRow {
-	return slices.Concat(linkRows(), networkRows(), fragmentRows(), tunnelRows(), datagramRows(), truncatedRows(), sctpRows(), streamRows(),
+	return slices.Concat(linkRows(), networkRows(), fragmentRows(),
+		tunnelRows(), datagramRows(), truncatedRows(), sctpRows(), streamRows(),
 		lengthRows(), webSocketRows(), strayRows(), orderRows(), firstRows(), encapsulationRows(),
 		hepRows(), sctpCutRows(), otherProtocolRows())
 }
@@ -126,7 +127,19 @@ func linkRows() (rows []captureRow) {
 		name   string
 		link   linkType
 		header header
-	}{{"Ethernet", ethernet, ethernetHeader()}, {"Linux cooked", linuxCooked, sllHeader()}, {"Linux cooked v2", linkNamed("LINUX_SLL2"), sll2Header()}}
+	}{{
+		"Ethernet",
+		ethernet,
+		ethernetHeader(),
+	}, {
+		"Linux cooked",
+		linuxCooked,
+		sllHeader(),
+	}, {
+		"Linux cooked v2",
+		linkNamed("LINUX_SLL2"),
+		sll2Header(),
+	}}
 	for _, l := range links {
 		add(l.name+", 802.1Q", l.link, l.header, vlanHeader(0x8100, 100))
 		add(l.name+", priority tag", l.link, l.header, vlanHeader(0x8100, 0))
@@ -138,7 +151,13 @@ func linkRows() (rows []captureRow) {
 	rows = append(rows,
 		captureRow{"raw IPv4", linkNamed("IPV4"), each(over4(m)), []seen{datagram4(0, m)}, ""},
 		captureRow{"raw IPv6", linkNamed("IPV6"), each(over6(m)), []seen{datagram6(0, m)}, ""},
-		captureRow{"loopback of Linux, IPv6", linkNamed("NULL"), each(over6(m, octets(10, 0, 0, 0))), []seen{datagram6(0, m)}, ""},
+		captureRow{
+			"loopback of Linux, IPv6",
+			linkNamed("NULL"),
+			each(over6(m, octets(10, 0, 0, 0))),
+			[]seen{datagram6(0, m)},
+			"",
+		},
 	)
 	return rows
 }
@@ -149,7 +168,13 @@ func networkRows() []captureRow {
 	short := "OPTIONS sip:a SIP/2.0\r\n\r\n"
 	tiny := "A b SIP/2.0\n" // IPv4, UDP and this are less than the 46 bytes that an Ethernet frame carries
 	options := ipv4With(func(ip *layers.IPv4) {
-		ip.Options = []layers.IPv4Option{{OptionType: 148, OptionLength: 4, OptionData: []byte{0, 0}}, {OptionType: 1}, {OptionType: 1}, {OptionType: 1}, {OptionType: 0}}
+		ip.Options = []layers.IPv4Option{
+			{OptionType: 148, OptionLength: 4, OptionData: []byte{0, 0}},
+			{OptionType: 1},
+			{OptionType: 1},
+			{OptionType: 1},
+			{OptionType: 0},
+		}
 	})
 	noLength4 := asIs(ipv4With(func(ip *layers.IPv4) { ip.Protocol = 17 }))
 	noLength4TCP := asIs(ipv4With(func(ip *layers.IPv4) { ip.Protocol = 6 }))
@@ -159,44 +184,322 @@ func networkRows() []captureRow {
 	}
 	hop, route, dest := extensionHeader(0, 8), extensionHeader(43, 24), extensionHeader(60, 16)
 	return []captureRow{
-		{"IPv4 options", ethernet, each(build(ethernetHeader(), options, udpHeader(5060, 5060), data(m))), []seen{datagram4(0, m)}, ""},
-		{"IPv6 hop-by-hop options", ethernet, each(extended(udpHeader(5060, 5060), hop)), []seen{datagram6(0, m)}, ""},
-		{"IPv6 routing header", ethernet, each(extended(udpHeader(5060, 5060), route)), []seen{datagram6(0, m)}, ""},
-		{"IPv6 destination options", ethernet, each(extended(udpHeader(5060, 5060), dest)), []seen{datagram6(0, m)}, ""},
-		{"IPv6 mobility header", ethernet, each(extended(udpHeader(5060, 5060), extensionHeader(135, 8))), []seen{datagram6(0, m)}, ""},
-		{"IPv6 authentication header", ethernet, each(extended(udpHeader(5060, 5060), extensionHeader(layers.IPProtocolAH, 24))), []seen{datagram6(0, m)}, ""},
-		{"IPv6 extension headers, all of them", ethernet, each(extended(udpHeader(5060, 5060), hop, dest, route, extensionHeader(layers.IPProtocolAH, 24), dest)), []seen{datagram6(0, m)}, ""},
-		{"IPv6 extension header before TCP", ethernet, each(extended(tcpHeader(5060, 5060, 9, ""), hop)), []seen{{tcp, src6, dst6, 0, 0, m}}, ""},
-		{"IPv6 atomic fragment", ethernet, each(extended(udpHeader(5060, 5060), fragmentHeader(7, 0, false))), []seen{datagram6(0, m)}, ""},
-		{"IPv4 authentication header", ethernet, each(build(ethernetHeader(), ipv4Header(), extensionHeader(layers.IPProtocolAH, 24), udpHeader(5060, 5060), data(m))), []seen{datagram4(0, m)}, ""},
-		{"Ethernet padding is not part of a datagram", ethernet, each(over4(tiny, ethernetHeader())), []seen{datagram4(0, tiny)}, ""},
-		{"Ethernet padding is not part of a stream", ethernet,
-			each(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 1, "P"), data("A")), build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 2, "P"), data(m))),
-			[]seen{{tcp, src4, dst4, 1, 0, "A" + m}}, ""},
-		{"Ethernet trailer", ethernet, each(append(over4(m, ethernetHeader()), "trailer"...)), []seen{datagram4(0, m)}, ""},
-		{"segmentation offload: IPv4 length 0, UDP", ethernet, each(build(ethernetHeader(), noLength4, udpHeader(5060, 5060), data(m))), []seen{datagram4(0, m)}, ""},
-		{"segmentation offload: IPv4 length 0, TCP", ethernet, each(build(ethernetHeader(), noLength4TCP, tcpHeader(5060, 5060, 9, ""), data(m))), []seen{{tcp, src4, dst4, 0, 0, m}}, ""},
-		{"segmentation offload: IPv6 length 0, TCP", ethernet, each(build(ethernetHeader(), noLength6(6), tcpHeader(5060, 5060, 9, ""), data(m))), []seen{{tcp, src6, dst6, 0, 0, m}}, ""},
-		{"segmentation offload: UDP length 0", ethernet, each(build(ethernetHeader(), noLength4, asIs(udpHeader(5060, 5060)), data(m))), []seen{datagram4(0, m)}, ""},
-		{"segmentation offload: 64 KB in a segment", ethernet, each(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(strings.Repeat(short[:23]+"l:0\r\n\r\n", 2000)))),
-			repeated(tcp, 2000, short[:23]+"l:0\r\n\r\n"), ""},
-		{"wrong checksums", ethernet, each(wrongChecksum(over4(m, ethernetHeader()), 24, 40), wrongChecksum(over6(m, ethernetHeader()), 60)), []seen{datagram4(0, m), datagram6(1, m)}, ""},
-		{"wrong checksum, TCP", ethernet, each(wrongChecksum(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(m)), 24, 50)), []seen{{tcp, src4, dst4, 0, 0, m}}, ""},
-		{"UDP without a checksum", ethernet, each(build(ethernetHeader(), ipv4Header(), udpWithoutChecksum(len(m)), data(m))), []seen{datagram4(0, m)}, ""},
-		{"TCP options", ethernet, each(tcpOptions(m)), []seen{{tcp, src4, dst4, 0, 0, m}}, ""},
-		{"an empty frame", ethernet, each([]byte{}), nil, "packets_invalid 1"},
-		{"IPv4 header too short", ethernet, each(change(over4(m, ethernetHeader()), 14, 0x44)), nil, "packets_invalid 1"},
-		{"IPv4 longer than the frame", ethernet, each(change(over4(m, ethernetHeader()), 16, 0x7f)), nil, "packets_invalid 1"},
-		{"IPv4 shorter than its header", ethernet, each(change(change(over4(m, ethernetHeader()), 16, 0), 17, 19)), nil, "packets_invalid 1"},
-		{"IP version 5", ethernet, each(change(over4(m, ethernetHeader()), 14, 0x55)), nil, "packets_invalid 1"},
-		{"IPv6 longer than the frame", ethernet, each(change(over6(m, ethernetHeader()), 18, 0x7f)), nil, "packets_invalid 1"},
-		{"IPv6 extension header longer than the frame", ethernet, each(change(extended(udpHeader(5060, 5060), hop), 14+40+1, 255)), nil, "packets_invalid 1"},
-		{"UDP length too short", ethernet, each(change(change(over4(m, ethernetHeader()), 38, 0), 39, 7)), nil, "packets_invalid 1"},
-		{"UDP longer than its packet", ethernet, each(change(over4(m, ethernetHeader()), 38, 0x7f)), nil, "packets_invalid 1"},
-		{"UDP shorter than its packet", ethernet, each(change(change(over4(short+"more", ethernetHeader()), 38, 0), 39, 8+byte(len(short)))), []seen{datagram4(0, short)}, ""},
-		{"TCP header too short", ethernet, each(change(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(m)), 46, 0x40)), nil, "packets_invalid 1"},
-		{"TCP header longer than its packet", ethernet, each(change(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(short)), 46, 0xf0)), nil, "packets_invalid 1"},
-		{"an endless chain of IPv6 extension headers", ethernet, each(build(slices.Concat([]header{ethernetHeader(), ipv6Header()}, slices.Repeat([]header{hop}, 1000), []header{udpHeader(5060, 5060), data(m)})...)), nil, ""},
+		{
+			"IPv4 options",
+			ethernet,
+			each(build(ethernetHeader(), options, udpHeader(5060, 5060), data(m))),
+			[]seen{datagram4(0, m)},
+			"",
+		},
+		{
+			"IPv6 hop-by-hop options",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), hop)),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv6 routing header",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), route)),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv6 destination options",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), dest)),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv6 mobility header",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), extensionHeader(135, 8))),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv6 authentication header",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), extensionHeader(layers.IPProtocolAH, 24))),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv6 extension headers, all of them",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), hop, dest, route, extensionHeader(layers.IPProtocolAH, 24), dest)),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv6 extension header before TCP",
+			ethernet,
+			each(extended(tcpHeader(5060, 5060, 9, ""), hop)),
+			[]seen{{
+				tcp,
+				src6,
+				dst6,
+				0,
+				0,
+				m,
+			}},
+			"",
+		},
+		{
+			"IPv6 atomic fragment",
+			ethernet,
+			each(extended(udpHeader(5060, 5060), fragmentHeader(7, 0, false))),
+			[]seen{datagram6(0, m)},
+			"",
+		},
+		{
+			"IPv4 authentication header",
+			ethernet,
+			each(
+				build(
+					ethernetHeader(),
+					ipv4Header(),
+					extensionHeader(layers.IPProtocolAH, 24),
+					udpHeader(5060, 5060),
+					data(m),
+				),
+			),
+			[]seen{datagram4(0, m)},
+			"",
+		},
+		{
+			"Ethernet padding is not part of a datagram",
+			ethernet,
+			each(over4(tiny, ethernetHeader())),
+			[]seen{datagram4(0, tiny)},
+			"",
+		},
+		{
+			"Ethernet padding is not part of a stream",
+			ethernet,
+
+			each(
+				build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 1, "P"), data("A")),
+				build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 2, "P"), data(m)),
+			),
+
+			[]seen{{
+				tcp,
+				src4,
+				dst4,
+				1,
+				0,
+				"A" + m,
+			}},
+			"",
+		},
+		{
+			"Ethernet trailer",
+			ethernet,
+			each(append(over4(m, ethernetHeader()), "trailer"...)),
+			[]seen{datagram4(0, m)},
+			"",
+		},
+		{
+			"segmentation offload: IPv4 length 0, UDP",
+			ethernet,
+			each(build(ethernetHeader(), noLength4, udpHeader(5060, 5060), data(m))),
+			[]seen{datagram4(0, m)},
+			"",
+		},
+		{
+			"segmentation offload: IPv4 length 0, TCP",
+			ethernet,
+			each(build(ethernetHeader(), noLength4TCP, tcpHeader(5060, 5060, 9, ""), data(m))),
+			[]seen{{
+				tcp,
+				src4,
+				dst4,
+				0,
+				0,
+				m,
+			}},
+			"",
+		},
+		{
+			"segmentation offload: IPv6 length 0, TCP",
+			ethernet,
+			each(build(ethernetHeader(), noLength6(6), tcpHeader(5060, 5060, 9, ""), data(m))),
+			[]seen{{
+				tcp,
+				src6,
+				dst6,
+				0,
+				0,
+				m,
+			}},
+			"",
+		},
+		{
+			"segmentation offload: UDP length 0",
+			ethernet,
+			each(build(ethernetHeader(), noLength4, asIs(udpHeader(5060, 5060)), data(m))),
+			[]seen{datagram4(0, m)},
+			"",
+		},
+		{
+			"segmentation offload: 64 KB in a segment",
+			ethernet,
+			each(
+				build(
+					ethernetHeader(),
+					ipv4Header(),
+					tcpHeader(5060, 5060, 9, ""),
+					data(strings.Repeat(short[:23]+"l:0\r\n\r\n", 2000)),
+				),
+			),
+
+			repeated(tcp, 2000, short[:23]+"l:0\r\n\r\n"),
+			"",
+		},
+		{
+			"wrong checksums",
+			ethernet,
+			each(wrongChecksum(over4(m, ethernetHeader()), 24, 40), wrongChecksum(over6(m, ethernetHeader()), 60)),
+			[]seen{datagram4(0, m), datagram6(1, m)},
+			"",
+		},
+		{
+			"wrong checksum, TCP",
+			ethernet,
+			each(wrongChecksum(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(m)), 24, 50)),
+			[]seen{{
+				tcp,
+				src4,
+				dst4,
+				0,
+				0,
+				m,
+			}},
+			"",
+		},
+		{
+			"UDP without a checksum",
+			ethernet,
+			each(build(ethernetHeader(), ipv4Header(), udpWithoutChecksum(len(m)), data(m))),
+			[]seen{datagram4(0, m)},
+			"",
+		},
+		{
+			"TCP options",
+			ethernet,
+			each(tcpOptions(m)),
+			[]seen{{
+				tcp,
+				src4,
+				dst4,
+				0,
+				0,
+				m,
+			}},
+			"",
+		},
+		{
+			"an empty frame",
+			ethernet,
+			each([]byte{}),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"IPv4 header too short",
+			ethernet,
+			each(change(over4(m, ethernetHeader()), 14, 0x44)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"IPv4 longer than the frame",
+			ethernet,
+			each(change(over4(m, ethernetHeader()), 16, 0x7f)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"IPv4 shorter than its header",
+			ethernet,
+			each(change(change(over4(m, ethernetHeader()), 16, 0), 17, 19)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"IP version 5",
+			ethernet,
+			each(change(over4(m, ethernetHeader()), 14, 0x55)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"IPv6 longer than the frame",
+			ethernet,
+			each(change(over6(m, ethernetHeader()), 18, 0x7f)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"IPv6 extension header longer than the frame",
+			ethernet,
+			each(change(extended(udpHeader(5060, 5060), hop), 14+40+1, 255)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"UDP length too short",
+			ethernet,
+			each(change(change(over4(m, ethernetHeader()), 38, 0), 39, 7)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"UDP longer than its packet",
+			ethernet,
+			each(change(over4(m, ethernetHeader()), 38, 0x7f)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"UDP shorter than its packet",
+			ethernet,
+			each(change(change(over4(short+"more", ethernetHeader()), 38, 0), 39, 8+byte(len(short)))),
+			[]seen{datagram4(0, short)},
+			"",
+		},
+		{
+			"TCP header too short",
+			ethernet,
+			each(change(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(m)), 46, 0x40)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"TCP header longer than its packet",
+			ethernet,
+			each(change(build(ethernetHeader(), ipv4Header(), tcpHeader(5060, 5060, 9, ""), data(short)), 46, 0xf0)),
+			nil,
+			"packets_invalid 1",
+		},
+		{
+			"an endless chain of IPv6 extension headers",
+			ethernet,
+			each(
+				build(
+					slices.Concat(
+						[]header{ethernetHeader(), ipv6Header()},
+						slices.Repeat([]header{hop}, 1000),
+						[]header{udpHeader(5060, 5060), data(m)},
+					)...,
+				),
+			),
+			nil,
+			"",
+		},
 	}
 }
 
@@ -239,7 +542,11 @@ func udpWithoutChecksum(size int) header {
 func tcpOptions(raw string) []byte {
 	h := header{protocol: layers.IPProtocolTCP, build: func(header) gopacket.SerializableLayer {
 		return &layers.TCP{SrcPort: 5060, DstPort: 5060, ACK: true, Seq: 5, Options: []layers.TCPOption{
-			{OptionType: 1}, {OptionType: 1}, {OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: make([]byte, 8)}}}
+			{OptionType: 1}, {OptionType: 1}, {
+				OptionType:   layers.TCPOptionKindTimestamps,
+				OptionLength: 10,
+				OptionData:   make([]byte, 8),
+			}}}
 	}}
 	return build(ethernetHeader(), ipv4Header(), h, data(raw))
 }
@@ -254,12 +561,32 @@ func fragmentRows() (rows []captureRow) {
 		name  string
 		outer []header
 		want  func(int, string) seen
-	}{{"IPv4", v4, datagram4}, {"IPv6", v6, datagram6},
-		{"IPv6 with extension headers", append(slices.Clone(v6), extensionHeader(0, 8), extensionHeader(43, 24)), datagram6},
-		{"IPv4 with options", []header{ethernetHeader(), ipv4With(func(ip *layers.IPv4) {
-			ip.Options = []layers.IPv4Option{{OptionType: 148, OptionLength: 4, OptionData: []byte{0, 0}}}
-		})}, datagram4},
-		{"tagged IPv4", []header{ethernetHeader(), vlanHeader(0x8100, 5), ipv4Header()}, datagram4}}
+	}{{
+		"IPv4",
+		v4,
+		datagram4,
+	}, {
+		"IPv6",
+		v6,
+		datagram6,
+	},
+		{
+			"IPv6 with extension headers",
+			append(slices.Clone(v6), extensionHeader(0, 8), extensionHeader(43, 24)),
+			datagram6,
+		},
+		{
+			"IPv4 with options",
+			[]header{ethernetHeader(), ipv4With(func(ip *layers.IPv4) {
+				ip.Options = []layers.IPv4Option{{OptionType: 148, OptionLength: 4, OptionData: []byte{0, 0}}}
+			})},
+			datagram4,
+		},
+		{
+			"tagged IPv4",
+			[]header{ethernetHeader(), vlanHeader(0x8100, 5), ipv4Header()},
+			datagram4,
+		}}
 	for _, family := range families {
 		add := func(name string, frames [][]byte, counts string, want ...seen) {
 			rows = append(rows, captureRow{family.name + ": " + name, ethernet, each(frames...), want, counts})
@@ -294,13 +621,26 @@ func fragmentRows() (rows []captureRow) {
 		}
 		other := request("OPTIONS", "other", strings.Repeat("b", 900))
 		others := fragments(family.outer, []header{udpHeader(5060, 5060), data(other)}, 10, 400, 800)
-		add("interleaved datagrams", pick(append(slices.Clone(three), others...), 0, 3, 4, 1, 5, 2), "", out(4, other), out(5, m))
-		add("an id used again", slices.Concat(three, fragments(family.outer, []header{udpHeader(5060, 5060), data(other)}, 9, 400)), "", out(2, m), out(4, other))
+		add(
+			"interleaved datagrams",
+			pick(append(slices.Clone(three), others...), 0, 3, 4, 1, 5, 2),
+			"",
+			out(4, other),
+			out(5, m),
+		)
+		add(
+			"an id used again",
+			slices.Concat(three, fragments(family.outer, []header{udpHeader(5060, 5060), data(other)}, 9, 400)),
+			"",
+			out(2, m),
+			out(4, other),
+		)
 		add("the last one is lost", three[:2], "fragment 1")
 		add("the first one is lost", three[1:], "fragment 1")
 		add("a middle one is lost", pick(three, 0, 2), "fragment 1")
 		add("a first one alone", three[:1], "fragment 1")
-		// Where bytes differ there are two datagrams with this id, and the newer pieces stay: of the older one nothing comes,
+		// Where bytes differ there are two datagrams with this id, and the newer pieces stay: of the older
+		// one nothing comes,
 		// and of the newer one only if it is whole.
 		foreign := func(offset, size int) []byte {
 			return one(9, 17, offset, true, bytes.Repeat([]byte("x"), size))
@@ -310,15 +650,30 @@ func fragmentRows() (rows []captureRow) {
 		a, b, c := three[0], three[1], three[2]
 		add("an overlap with other bytes", [][]byte{a, foreign(392, 16), b, c}, "fragment 2")
 		add("an overlap with other bytes, too early", [][]byte{foreign(392, 16), a, b, c}, "fragment 1", out(3, m))
-		add("an overlap with other bytes, and the datagram again", [][]byte{a, foreign(392, 16), a, b, c}, "fragment 1", out(4, m))
-		add("an overlap with the same bytes and more", [][]byte{a, one(9, 17, 392, true, payload[392:416]), b, c}, "", out(3, m))
+		add(
+			"an overlap with other bytes, and the datagram again",
+			[][]byte{a, foreign(392, 16), a, b, c},
+			"fragment 1",
+			out(4, m),
+		)
+		add(
+			"an overlap with the same bytes and more",
+			[][]byte{a, one(9, 17, 392, true, payload[392:416]), b, c},
+			"",
+			out(3, m),
+		)
 		add("other bytes in the same place", [][]byte{a, foreign(0, 400), b, c}, "fragment 2")
 		add("other bytes in the same place, waiting", [][]byte{b, foreign(400, 400), c, a}, "fragment 2")
 		add("two ends that differ", [][]byte{c, end, a, b}, "fragment 2")
 		add("two ends that differ, the nearer one last", [][]byte{end, c, a, b}, "fragment 1", out(3, m))
 		add("a piece behind the end", [][]byte{behind, a, b, c}, "fragment 1", out(3, m))
 		add("a piece behind the end, after it", [][]byte{c, behind, a, b}, "fragment 2")
-		add("foreign bytes, and then all of it", [][]byte{a, foreign(0, 400), a, b, c, a, b, c}, "fragment 1", out(4, m))
+		add(
+			"foreign bytes, and then all of it",
+			[][]byte{a, foreign(0, 400), a, b, c, a, b, c},
+			"fragment 1",
+			out(4, m),
+		)
 		// An id that is used again after a loss: the checksum tells, in whatever order the pieces come.
 		again := request("OPTIONS", "again", strings.Repeat("c", size-300))
 		news := fragments(family.outer, []header{udpHeader(5060, 5060), data(again)}, 9, 400, 800)
@@ -328,40 +683,143 @@ func fragmentRows() (rows []captureRow) {
 					slices.Concat(pick(three, lost...), pick(news, order...)), "fragment 1", out(len(lost)+2, again))
 			}
 		}
-		add("an id used again, each frame twice", [][]byte{a, a, b, b, c, c, news[0], news[0], news[1], news[1], news[2], news[2]},
+		add("an id used again, each frame twice", [][]byte{
+			a,
+			a,
+			b,
+			b,
+			c,
+			c,
+			news[0],
+			news[0],
+			news[1],
+			news[1],
+			news[2],
+			news[2],
+		},
 			"", out(4, m), out(10, again))
-		add("an id used again, each datagram twice", slices.Concat(three, three, news, news), "", out(2, m), out(8, again))
+		add(
+			"an id used again, each datagram twice",
+			slices.Concat(three, three, news, news),
+			"",
+			out(2, m),
+			out(8, again),
+		)
 		add("an id used again, backwards", slices.Concat(three, reversed(news)), "", out(2, m), out(5, again))
 		add("a duplicate that is cut differently", slices.Concat(three, cut(9, 80, 160, 800)), "", out(2, m))
-		add("cut twice in different ways, interleaved", slices.Concat(pick(cut(9, 160, 640), 2, 1), pick(cut(9, 320, 480), 1, 0)), "", out(3, m))
-		add("a middle one that isn't a multiple of 8", [][]byte{one(9, 17, 0, true, payload[:401])}, "packets_invalid 1")
+		add(
+			"cut twice in different ways, interleaved",
+			slices.Concat(pick(cut(9, 160, 640), 2, 1), pick(cut(9, 320, 480), 1, 0)),
+			"",
+			out(3, m),
+		)
+		add(
+			"a middle one that isn't a multiple of 8",
+			[][]byte{one(9, 17, 0, true, payload[:401])},
+			"packets_invalid 1",
+		)
 		add("longer than 65,535 bytes", [][]byte{one(9, 17, 65528, false, payload[:64])}, "packets_invalid 1")
-		add("an empty one", [][]byte{three[0], one(9, 17, 400, true, nil), three[1], three[2]}, "packets_invalid 1", out(3, m))
-		add("not SIP", fragments(family.outer, []header{udpHeader(5060, 5060), data(strings.Repeat("\x80\x00rtp", 200))}, 5, 400), "")
+		add(
+			"an empty one",
+			[][]byte{three[0], one(9, 17, 400, true, nil), three[1], three[2]},
+			"packets_invalid 1",
+			out(3, m),
+		)
+		add(
+			"not SIP",
+			fragments(family.outer, []header{udpHeader(5060, 5060), data(strings.Repeat("\x80\x00rtp", 200))}, 5, 400),
+			"",
+		)
 	}
 	// An IPv4 datagram is named by its protocol too (RFC 791), an IPv6 one isn't (RFC 8200 §4.5).
-	mixed4 := slices.Concat(fragments(v4, inner, 9, 800)[:1], fragments(v4, []header{tcpHeader(5060, 5060, 1, ""), data(m)}, 9, 800), fragments(v4, inner, 9, 800)[1:])
-	rows = append(rows, captureRow{"IPv4: the same id for another protocol", ethernet, each(mixed4...), []seen{{tcp, src4, dst4, 2, 0, m}, datagram4(3, m)}, ""})
+	mixed4 := slices.Concat(
+		fragments(v4, inner, 9, 800)[:1],
+		fragments(v4, []header{tcpHeader(5060, 5060, 1, ""), data(m)}, 9, 800),
+		fragments(v4, inner, 9, 800)[1:],
+	)
+	rows = append(rows, captureRow{"IPv4: the same id for another protocol", ethernet, each(mixed4...), []seen{{
+		tcp,
+		src4,
+		dst4,
+		2,
+		0,
+		m,
+	}, datagram4(3, m)}, ""})
 	elsewhere4 := fragments([]header{ethernetHeader(), ipv4Header("192.0.2.1", "203.0.113.3")}, inner, 9, 800)
 	elsewhere6 := fragments([]header{ethernetHeader(), ipv6Header("2001:db8::1", "2001:db8::3")}, inner, 9, 800)
 	here4, here6 := fragments(v4, inner, 9, 800), fragments(v6, inner, 9, 800)
 	rows = append(rows,
-		captureRow{"IPv4: the same id for another address pair", ethernet, each(here4[0], elsewhere4[0], elsewhere4[1], here4[1]),
-			[]seen{{udp, src4, "203.0.113.3:5060", 2, 0, m}, datagram4(3, m)}, ""},
-		captureRow{"IPv6: the same id for another address pair", ethernet, each(here6[0], elsewhere6[0], elsewhere6[1], here6[1]),
-			[]seen{{udp, src6, "[2001:db8::3]:5060", 2, 0, m}, datagram6(3, m)}, ""},
-		captureRow{"IPv6: ids that differ in the upper half", ethernet, each(fragments(v6, inner, 0x10009, 800)[0], here6[0], fragments(v6, inner, 0x10009, 800)[1], here6[1]),
+		captureRow{"IPv4: the same id for another address pair",
+			ethernet, each(here4[0], elsewhere4[0], elsewhere4[1], here4[1]),
+			[]seen{{
+				udp,
+				src4,
+				"203.0.113.3:5060",
+				2,
+				0,
+				m,
+			}, datagram4(3, m)}, ""},
+		captureRow{"IPv6: the same id for another address pair",
+			ethernet, each(here6[0], elsewhere6[0], elsewhere6[1], here6[1]),
+			[]seen{{
+				udp,
+				src6,
+				"[2001:db8::3]:5060",
+				2,
+				0,
+				m,
+			}, datagram6(3, m)}, ""},
+		captureRow{"IPv6: ids that differ in the upper half", ethernet, each(
+			fragments(v6, inner, 0x10009, 800)[0],
+			here6[0],
+			fragments(v6, inner, 0x10009, 800)[1],
+			here6[1],
+		),
 			[]seen{datagram6(2, m), datagram6(3, m)}, ""},
-		captureRow{"IPv4: DF together with MF", ethernet, each(fragments([]header{ethernetHeader(), ipv4With(func(ip *layers.IPv4) { ip.Flags |= layers.IPv4DontFragment })}, inner, 9, 800)...),
+		captureRow{"IPv4: DF together with MF", ethernet, each(
+			fragments(
+				[]header{ethernetHeader(), ipv4With(func(ip *layers.IPv4) { ip.Flags |= layers.IPv4DontFragment })},
+				inner,
+				9,
+				800,
+			)...,
+		),
 			[]seen{datagram4(1, m)}, ""},
 		captureRow{"IPv4: in another VLAN it is another datagram", ethernet,
-			each(fragments([]header{ethernetHeader(), vlanHeader(0x8100, 5), ipv4Header()}, inner, 9, 800)[0], fragments([]header{ethernetHeader(), vlanHeader(0x8100, 6), ipv4Header()}, inner, 9, 800)[1]),
+			each(
+				fragments([]header{ethernetHeader(), vlanHeader(0x8100, 5), ipv4Header()}, inner, 9, 800)[0],
+				fragments([]header{ethernetHeader(), vlanHeader(0x8100, 6), ipv4Header()}, inner, 9, 800)[1],
+			),
 			nil, "fragment 2"},
-		captureRow{"TCP in fragments", ethernet, each(fragments(v4, []header{tcpHeader(5060, 5060, 1, ""), data(m)}, 9, 8, 400)...), []seen{{tcp, src4, dst4, 2, 0, m}}, ""},
-		captureRow{"SCTP in fragments", ethernet, each(fragments(v6, []header{sctpHeader(5060, 5060), dataChunk(3, m)}, 9, 8, 400)...), []seen{{sctp, src6, dst6, 2, 0, m}}, ""},
+		captureRow{"TCP in fragments", ethernet, each(
+			fragments(v4, []header{tcpHeader(5060, 5060, 1, ""), data(m)}, 9, 8, 400)...,
+		), []seen{{
+			tcp,
+			src4,
+			dst4,
+			2,
+			0,
+			m,
+		}}, ""},
+		captureRow{"SCTP in fragments", ethernet, each(
+			fragments(v6, []header{sctpHeader(5060, 5060), dataChunk(3, m)}, 9, 8, 400)...,
+		), []seen{{
+			sctp,
+			src6,
+			dst6,
+			2,
+			0,
+			m,
+		}}, ""},
 		captureRow{"IPv6: the next header counts in the first fragment only", ethernet,
 			each(here6[0], fragment(v6, 59, 9, 800, false, udpPayload(v6, inner)[800:])), []seen{datagram6(1, m)}, ""},
-		captureRow{"IPv6: an extension header in the fragments", ethernet, each(fragments(v6, []header{extensionHeader(60, 16), udpHeader(5060, 5060), data(m)}, 9, 800)...), []seen{datagram6(1, m)}, ""},
+		captureRow{
+			"IPv6: an extension header in the fragments",
+			ethernet,
+			each(fragments(v6, []header{extensionHeader(60, 16), udpHeader(5060, 5060), data(m)}, 9, 800)...),
+			[]seen{datagram6(1, m)},
+			"",
+		},
 	)
 	// Time is that of the capture.
 	late := func(name string, gap time.Duration, counts string, want ...seen) {
@@ -378,7 +836,9 @@ func fragmentRows() (rows []captureRow) {
 	rows = append(rows, captureRow{"IPv4: 30 s count from the first one", ethernet, slow, nil, "fragment 2"})
 	// The largest datagram there is, and one byte more than a message may have.
 	largest := sized(65507)
-	rows = append(rows, captureRow{"IPv4: the largest datagram", ethernet, each(fragments(v4, []header{udpHeader(5060, 5060), data(largest)}, 9, sizes(1480, 65515)...)...),
+	rows = append(rows, captureRow{"IPv4: the largest datagram", ethernet, each(
+		fragments(v4, []header{udpHeader(5060, 5060), data(largest)}, 9, sizes(1480, 65515)...)...,
+	),
 		[]seen{datagram4(44, largest)}, ""})
 	return rows
 }
@@ -422,7 +882,14 @@ func tunnelRows() (rows []captureRow) {
 	outer := []struct {
 		name string
 		all  []header
-	}{{"over IPv4", mirror4}, {"over IPv6", mirror6}, {"over tagged IPv4", []header{ethernetHeader(), vlanHeader(0x8100, 9), ipv4Header("203.0.113.7", "203.0.113.8")}}}
+	}{
+		{"over IPv4", mirror4},
+		{"over IPv6", mirror6},
+		{
+			"over tagged IPv4",
+			[]header{ethernetHeader(), vlanHeader(0x8100, 9), ipv4Header("203.0.113.7", "203.0.113.8")},
+		},
+	}
 	erspan2 := []byte{0x10, 0x64, 0, 5, 0, 0, 0, 1}
 	erspan3 := []byte{0x20, 0x64, 0, 5, 1, 2, 3, 4, 0, 0, 0, 0}
 	tunnels := []struct {
@@ -431,10 +898,25 @@ func tunnelRows() (rows []captureRow) {
 	}{
 		{"VXLAN", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader()}},
 		{"VXLAN on port 8472", []header{udpHeader(50000, 8472), vxlanHeader(7), ethernetHeader()}},
-		{"VLAN inside VXLAN", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), vlanHeader(0x8100, 5)}},
-		{"two VLAN inside VXLAN", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), vlanHeader(0x88a8, 5), vlanHeader(0x8100, 6)}},
+		{
+			"VLAN inside VXLAN",
+			[]header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), vlanHeader(0x8100, 5)},
+		},
+		{
+			"two VLAN inside VXLAN",
+			[]header{
+				udpHeader(50000, 4789),
+				vxlanHeader(7),
+				ethernetHeader(),
+				vlanHeader(0x88a8, 5),
+				vlanHeader(0x8100, 6),
+			},
+		},
 		{"Geneve", []header{udpHeader(50000, 6081), geneveHeader(7), ethernetHeader()}},
-		{"Geneve with options", []header{udpHeader(50000, 6081), geneveHeader(7, make([]byte, 28)...), ethernetHeader()}},
+		{
+			"Geneve with options",
+			[]header{udpHeader(50000, 6081), geneveHeader(7, make([]byte, 28)...), ethernetHeader()},
+		},
 		{"Geneve of IP", []header{udpHeader(50000, 6081), geneveHeader(7)}},
 		{"GRE", []header{greHeader("")}},
 		{"GRE with a key", []header{greHeader("K")}},
@@ -445,25 +927,73 @@ func tunnelRows() (rows []captureRow) {
 		{"GRE of Ethernet with a tag", []header{greHeader(""), ethernetHeader(), vlanHeader(0x8100, 3)}},
 		{"ERSPAN I", []header{greHeader(""), erspanHeader(), ethernetHeader()}},
 		{"ERSPAN II", []header{greHeader("S"), erspanHeader(erspan2...), ethernetHeader()}},
-		{"ERSPAN II of a tagged frame", []header{greHeader("S"), erspanHeader(erspan2...), ethernetHeader(), vlanHeader(0x8100, 3)}},
+		{
+			"ERSPAN II of a tagged frame",
+			[]header{greHeader("S"), erspanHeader(erspan2...), ethernetHeader(), vlanHeader(0x8100, 3)},
+		},
 		{"ERSPAN II with a key", []header{greHeader("KS"), erspanHeader(erspan2...), ethernetHeader()}},
 		{"ERSPAN III", []header{greHeader("S"), erspanHeader(erspan3...), ethernetHeader()}},
-		{"ERSPAN III with a subheader", []header{greHeader("S"), erspanHeader(append(change(slices.Clone(erspan3), 11, 1), 1, 2, 3, 4, 5, 6, 7, 8)...), ethernetHeader()}},
+		{
+			"ERSPAN III with a subheader",
+			[]header{
+				greHeader("S"),
+				erspanHeader(append(change(slices.Clone(erspan3), 11, 1), 1, 2, 3, 4, 5, 6, 7, 8)...),
+				ethernetHeader(),
+			},
+		},
 		{"IP in IP", nil},
-		{"a tunnel in a tunnel", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), ipv4Header("10.9.9.9", "10.9.9.8"), greHeader("K"), ethernetHeader()}},
-		{"VXLAN in VXLAN", []header{udpHeader(50000, 4789), vxlanHeader(7), ethernetHeader(), ipv4Header("10.9.9.9", "10.9.9.8"), udpHeader(1, 4789), vxlanHeader(8), ethernetHeader()}},
+		{
+			"a tunnel in a tunnel",
+			[]header{
+				udpHeader(50000, 4789),
+				vxlanHeader(7),
+				ethernetHeader(),
+				ipv4Header("10.9.9.9", "10.9.9.8"),
+				greHeader("K"),
+				ethernetHeader(),
+			},
+		},
+		{
+			"VXLAN in VXLAN",
+			[]header{
+				udpHeader(50000, 4789),
+				vxlanHeader(7),
+				ethernetHeader(),
+				ipv4Header("10.9.9.9", "10.9.9.8"),
+				udpHeader(1, 4789),
+				vxlanHeader(8),
+				ethernetHeader(),
+			},
+		},
 		{"IP in IP in IP", []header{ipv4Header("10.9.9.9", "10.9.9.8")}},
 	}
 	inners := []struct {
 		name  string
 		build func(string, ...header) []byte
 		want  seen
-	}{{"IPv4", over4, datagram4(0, m)}, {"IPv6", over6, datagram6(0, m)}}
+	}{{
+		"IPv4",
+		over4,
+		datagram4(0, m),
+	}, {
+		"IPv6",
+		over6,
+		datagram6(0, m),
+	}}
 	for _, o := range outer {
 		for _, tunnel := range tunnels {
 			for _, inner := range inners {
 				before := slices.Concat(o.all, tunnel.all)
-				rows = append(rows, captureRow{tunnel.name + " " + o.name + ": " + inner.name, ethernet, each(inner.build(m, before...)), []seen{inner.want}, ""})
+				rows = append(
+					rows,
+					captureRow{
+						tunnel.name + " " + o.name + ": " + inner.name,
+						ethernet,
+						each(inner.build(m, before...)),
+						[]seen{inner.want},
+						"",
+					},
+				)
 			}
 		}
 	}
@@ -471,7 +1001,12 @@ func tunnelRows() (rows []captureRow) {
 	mirrored := append(slices.Clone(vxlan), ipv4Header())
 	long := request("INVITE", "long", strings.Repeat("a=mirrored\r\n", 100))
 	inside := fragments(mirrored, []header{udpHeader(5060, 5060), data(long)}, 5, 800)
-	around := fragments(mirror4, append(slices.Clone(vxlan[2:]), ipv4Header(), udpHeader(5060, 5060), data(long)), 6, 800)
+	around := fragments(
+		mirror4,
+		append(slices.Clone(vxlan[2:]), ipv4Header(), udpHeader(5060, 5060), data(long)),
+		6,
+		800,
+	)
 	other := slices.Clone(mirrored)
 	other[3] = vxlanHeader(8)
 	stream := request("INVITE", "stream", "")
@@ -482,12 +1017,49 @@ func tunnelRows() (rows []captureRow) {
 		captureRow{"fragments inside a tunnel", ethernet, each(inside[1], inside[0]), []seen{datagram4(1, long)}, ""},
 		captureRow{"a tunnel in fragments", ethernet, each(around[1], around[0]), []seen{datagram4(1, long)}, ""},
 		captureRow{"fragments inside a tunnel in fragments", ethernet,
-			each(slices.Concat(fragments(mirror4, append(slices.Clone(vxlan[2:]), packet4(inside[0])), 6, 400), fragments(mirror4, append(slices.Clone(vxlan[2:]), packet4(inside[1])), 7, 400))...),
+			each(
+				slices.Concat(
+					fragments(mirror4, append(slices.Clone(vxlan[2:]), packet4(inside[0])), 6, 400),
+					fragments(mirror4, append(slices.Clone(vxlan[2:]), packet4(inside[1])), 7, 400),
+				)...,
+			),
 			[]seen{datagram4(3, long)}, ""},
-		captureRow{"the same id in another VXLAN", ethernet, each(inside[0], fragments(other, []header{udpHeader(5060, 5060), data(long)}, 5, 800)[1]), nil, "fragment 2"},
-		captureRow{"a stream inside a tunnel", ethernet, each(segment(1, stream[:50]), segment(51, stream[50:])), []seen{{tcp, client.src, client.dst, 1, 0, stream}}, ""},
-		captureRow{"PPTP's GRE is another protocol", ethernet, each(build(ethernetHeader(), ipv4Header(), octets47(0x30, 0x01, 0x88, 0x0b, 0, 4, 0, 1, 0, 0, 0, 1, 1, 2, 3, 4))), nil, ""},
-		captureRow{"VXLAN cut by the mirror", ethernet, each(build(append(slices.Clone(vxlan), packet4(append(make([]byte, tunnelled), over4(m)[:100]...)))...)), nil, "truncated 1"},
+		captureRow{
+			"the same id in another VXLAN",
+			ethernet,
+			each(inside[0], fragments(other, []header{udpHeader(5060, 5060), data(long)}, 5, 800)[1]),
+			nil,
+			"fragment 2",
+		},
+		captureRow{"a stream inside a tunnel", ethernet,
+			each(segment(1, stream[:50]), segment(51, stream[50:])), []seen{{
+				tcp,
+				client.src,
+				client.dst,
+				1,
+				0,
+				stream,
+			}}, ""},
+		captureRow{
+			"PPTP's GRE is another protocol",
+			ethernet,
+			each(
+				build(
+					ethernetHeader(),
+					ipv4Header(),
+					octets47(0x30, 0x01, 0x88, 0x0b, 0, 4, 0, 1, 0, 0, 0, 1, 1, 2, 3, 4),
+				),
+			),
+			nil,
+			"",
+		},
+		captureRow{
+			"VXLAN cut by the mirror",
+			ethernet,
+			each(build(append(slices.Clone(vxlan), packet4(append(make([]byte, tunnelled), over4(m)[:100]...)))...)),
+			nil,
+			"truncated 1",
+		},
 	)
 	return rows
 }
@@ -592,14 +1164,27 @@ func TestStartLine(t *testing.T) {
 // datagramRows: the payload is the message, byte for byte.
 func datagramRows() (rows []captureRow) {
 	for i, line := range startLines {
-		row := captureRow{name: fmt.Sprintf("datagram, start line %d", i), link: ethernet, frames: each(over4(line.line, ethernetHeader()))}
+		row := captureRow{
+			name:   fmt.Sprintf("datagram, start line %d", i),
+			link:   ethernet,
+			frames: each(over4(line.line, ethernetHeader())),
+		}
 		if line.sip {
 			row.want = []seen{datagram4(0, line.line)}
 		}
 		rows = append(rows, row)
 	}
 	add := func(name, raw string) {
-		rows = append(rows, captureRow{"datagram: " + name, ethernet, each(over4(raw, ethernetHeader())), []seen{datagram4(0, raw)}, ""})
+		rows = append(
+			rows,
+			captureRow{
+				"datagram: " + name,
+				ethernet,
+				each(over4(raw, ethernetHeader())),
+				[]seen{datagram4(0, raw)},
+				"",
+			},
+		)
 	}
 	m := request("INVITE", "datagram", "v=0\r\n")
 	add("CRLFs before it are part of it", "\r\n\r\n"+m)
@@ -614,12 +1199,43 @@ func datagramRows() (rows []captureRow) {
 	add("bytes behind the body", m+"\x00\x00\x00")
 	ports := build(ethernetHeader(), ipv4Header(), udpHeader(1234, 4321), data(m))
 	return append(rows,
-		captureRow{"datagram: any port", ethernet, each(ports), []seen{{udp, "192.0.2.1:1234", "198.51.100.2:4321", 0, 0, m}}, ""},
-		captureRow{"datagram: SIP on the port of a tunnel", ethernet, each(build(ethernetHeader(), ipv4Header(), udpHeader(5060, 4789), data(m))),
-			[]seen{{udp, src4, "198.51.100.2:4789", 0, 0, m}}, ""},
-		captureRow{"datagram: a retransmission is another message", ethernet, each(over4(m, ethernetHeader()), over4(m, ethernetHeader())), []seen{datagram4(0, m), datagram4(1, m)}, ""},
+		captureRow{"datagram: any port", ethernet, each(ports), []seen{{
+			udp,
+			"192.0.2.1:1234",
+			"198.51.100.2:4321",
+			0,
+			0,
+			m,
+		}}, ""},
+		captureRow{"datagram: SIP on the port of a tunnel", ethernet, each(
+			build(ethernetHeader(), ipv4Header(), udpHeader(5060, 4789), data(m)),
+		),
+			[]seen{{
+				udp,
+				src4,
+				"198.51.100.2:4789",
+				0,
+				0,
+				m,
+			}}, ""},
+		captureRow{
+			"datagram: a retransmission is another message",
+			ethernet,
+			each(over4(m, ethernetHeader()), over4(m, ethernetHeader())),
+			[]seen{datagram4(0, m), datagram4(1, m)},
+			"",
+		},
 		captureRow{"datagram: IPv4 addresses mapped into IPv6 stay IPv6", ethernet,
-			each(build(ethernetHeader(), ipv6Header("2001:db8::ffff:1:2", "fe80::1"), udpHeader(5060, 5061), data(m))), []seen{{udp, "[2001:db8::ffff:1:2]:5060", "[fe80::1]:5061", 0, 0, m}}, ""})
+			each(
+				build(ethernetHeader(), ipv6Header("2001:db8::ffff:1:2", "fe80::1"), udpHeader(5060, 5061), data(m)),
+			), []seen{{
+				udp,
+				"[2001:db8::ffff:1:2]:5060",
+				"[fe80::1]:5061",
+				0,
+				0,
+				m,
+			}}, ""})
 }
 
 // truncatedRows: the snap length has cut the frame.
@@ -639,33 +1255,93 @@ func truncatedRows() (rows []captureRow) {
 	add("a datagram in its Ethernet header", "truncated 1", nil, cutTo(10, whole))
 	add("a datagram in its IPv4 header", "truncated 1", nil, cutTo(14+15, whole))
 	add("a datagram in its UDP header", "truncated 1", nil, cutTo(14+20+6, whole))
-	add("a datagram in an IPv6 extension header", "truncated 1", nil, cutTo(14+40+3, build(ethernetHeader(), ipv6Header(), extensionHeader(0, 8), udpHeader(5060, 5060), data(m))))
+	add(
+		"a datagram in an IPv6 extension header",
+		"truncated 1",
+		nil,
+		cutTo(14+40+3, build(ethernetHeader(), ipv6Header(), extensionHeader(0, 8), udpHeader(5060, 5060), data(m))),
+	)
 	add("IPv6", "truncated 1", nil, cutTo(200, over6(m, ethernetHeader())))
 	add("only a trailer", "", []seen{datagram4(0, m)}, cutTo(len(whole), append(slices.Clone(whole), 0, 0, 0, 0)))
 	add("RTP", "", nil, cutTo(100, over4("\x80\x00"+strings.Repeat("rtp", 100), ethernetHeader())))
 	add("DNS", "", nil, cutTo(60, over4("\x12\x34\x01\x00\x00\x01"+strings.Repeat("\x00", 100), ethernetHeader())))
 	add("ARP", "", nil, cutTo(20, build(ethernetHeader(), arp())))
 	add("ICMP", "", nil, cutTo(50, build(ethernetHeader(), ipv4Header(), icmp(), data(m))))
-	add("in a tunnel", "truncated 1", nil, cutTo(200, over4(m, ethernetHeader(), ipv4Header("10.0.0.1", "10.0.0.2"), udpHeader(1, 4789), vxlanHeader(1), ethernetHeader())))
-	add("a tunnel in its header", "truncated 1", nil, cutTo(46, over4(m, ethernetHeader(), ipv4Header("10.0.0.1", "10.0.0.2"), udpHeader(1, 4789), vxlanHeader(1), ethernetHeader())))
+	add(
+		"in a tunnel",
+		"truncated 1",
+		nil,
+		cutTo(
+			200,
+			over4(
+				m,
+				ethernetHeader(),
+				ipv4Header("10.0.0.1", "10.0.0.2"),
+				udpHeader(1, 4789),
+				vxlanHeader(1),
+				ethernetHeader(),
+			),
+		),
+	)
+	add(
+		"a tunnel in its header",
+		"truncated 1",
+		nil,
+		cutTo(
+			46,
+			over4(
+				m,
+				ethernetHeader(),
+				ipv4Header("10.0.0.1", "10.0.0.2"),
+				udpHeader(1, 4789),
+				vxlanHeader(1),
+				ethernetHeader(),
+			),
+		),
+	)
 	pieces := fragments([]header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(m)}, 7, 200)
 	add("a first fragment", "truncated 1", nil, cutTo(100, pieces[0]), all(pieces[1]))
 	add("a last fragment", "truncated 1", nil, all(pieces[0]), cutTo(100, pieces[1]))
 	add("both fragments", "truncated 1", nil, cutTo(100, pieces[0]), cutTo(100, pieces[1]))
 	add("fragments in the other order", "truncated 1", nil, cutTo(100, pieces[1]), all(pieces[0]))
 	chunk := build(ethernetHeader(), ipv4Header(), sctpHeader(5060, 5060), dataChunk(3, next), dataChunk(3, m))
-	add("SCTP in its second message", "truncated 1", []seen{{sctp, src4, dst4, 0, 0, next}}, cutTo(len(chunk)-100, chunk))
+	add("SCTP in its second message", "truncated 1", []seen{{
+		sctp,
+		src4,
+		dst4,
+		0,
+		0,
+		next,
+	}}, cutTo(len(chunk)-100, chunk))
 	add("SCTP in its header", "truncated 1", nil, cutTo(14+20+10, chunk))
 	segment := client.segment(0, "P", m)
 	following := client.segment(len(m), "P", next)
 	add("a segment", "truncated 1", nil, cutTo(200, segment))
-	add("a segment, and the stream goes on", "truncated 1", []seen{fromClient(1, 0, next)}, cutTo(200, segment), all(following))
+	add(
+		"a segment, and the stream goes on",
+		"truncated 1",
+		[]seen{fromClient(1, 0, next)},
+		cutTo(200, segment),
+		all(following),
+	)
 	add("a segment in its header", "truncated 1", nil, cutTo(14+20+10, segment))
 	add("a segment in its start line", "truncated 1", nil, cutTo(14+20+20+7, segment))
-	add("the second half of a message", "truncated 1", []seen{fromClient(2, 0, next)}, all(client.segment(0, "P", m[:100])), cutTo(100, client.segment(100, "P", m[100:])), all(following))
+	add(
+		"the second half of a message",
+		"truncated 1",
+		[]seen{fromClient(2, 0, next)},
+		all(client.segment(0, "P", m[:100])),
+		cutTo(100, client.segment(100, "P", m[100:])),
+		all(following),
+	)
 	two := client.segment(0, "P", next+m)
 	add("a segment behind a whole message", "truncated 1", []seen{fromClient(0, 0, next)}, cutTo(len(two)-100, two))
-	add("a segment that is no SIP", "", nil, cutTo(100, client.segment(0, "P", "\x17\x03\x03\x01\x00"+strings.Repeat("tls", 100))))
+	add(
+		"a segment that is no SIP",
+		"",
+		nil,
+		cutTo(100, client.segment(0, "P", "\x17\x03\x03\x01\x00"+strings.Repeat("tls", 100))),
+	)
 	return rows
 }
 
@@ -700,24 +1376,62 @@ func sctpRows() (rows []captureRow) {
 	add("unordered, and acknowledged at once", "", []string{a, b}, dataChunk(whole|4, a), dataChunk(whole|8, b))
 	for size := range 4 {
 		text := "OPTIONS sip:a SIP/2.0\r\n\r\n" + strings.Repeat("x", size)
-		add(fmt.Sprintf("padding, %d bytes", len(text)), "", []string{text, b}, dataChunk(whole, text), dataChunk(whole, b))
+		add(
+			fmt.Sprintf("padding, %d bytes", len(text)),
+			"",
+			[]string{text, b},
+			dataChunk(whole, text),
+			dataChunk(whole, b),
+		)
 	}
 	add("CRLF before the message", "", []string{"\r\n" + a}, dataChunk(whole, "\r\n"+a))
 	add("Content-Length doesn't matter", "", []string{a + "more"}, dataChunk(whole, a+"more"))
 	add("not SIP", "", []string{a}, dataChunk(whole, "\x01\x00\x08M3UA"), dataChunk(whole, a))
 	add("empty", "", []string{a}, dataChunk(whole, ""), dataChunk(whole, a))
-	add("a message in three chunks", "fragment 1", []string{b}, dataChunk(2, a[:20]), dataChunk(0, a[20:40]), dataChunk(1, a[40:]), dataChunk(whole, b))
+	add(
+		"a message in three chunks",
+		"fragment 1",
+		[]string{b},
+		dataChunk(2, a[:20]),
+		dataChunk(0, a[20:40]),
+		dataChunk(1, a[40:]),
+		dataChunk(whole, b),
+	)
 	add("the end of a message", "", nil, dataChunk(1, a))
-	add("a chunk without a length", "packets_invalid 1", []string{a}, dataChunk(whole, a), octets(0, 3, 0, 0, 0, 0, 0, 0), dataChunk(whole, b))
-	add("a chunk longer than the packet", "packets_invalid 1", []string{a}, dataChunk(whole, a), octets(0, 3, 255, 0, 0, 0, 0, 0), dataChunk(whole, b))
+	add(
+		"a chunk without a length",
+		"packets_invalid 1",
+		[]string{a},
+		dataChunk(whole, a),
+		octets(0, 3, 0, 0, 0, 0, 0, 0),
+		dataChunk(whole, b),
+	)
+	add(
+		"a chunk longer than the packet",
+		"packets_invalid 1",
+		[]string{a},
+		dataChunk(whole, a),
+		octets(0, 3, 255, 0, 0, 0, 0, 0),
+		dataChunk(whole, b),
+	)
 	add("handshake", "", nil, octets(1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1))
-	rows = append(rows, captureRow{"SCTP: IPv6", ethernet, each(build(ethernetHeader(), ipv6Header(), sctpHeader(5060, 5060), dataChunk(whole, a))), []seen{{sctp, src6, dst6, 0, 0, a}}, ""})
+	rows = append(rows, captureRow{"SCTP: IPv6", ethernet, each(
+		build(ethernetHeader(), ipv6Header(), sctpHeader(5060, 5060), dataChunk(whole, a)),
+	), []seen{{
+		sctp,
+		src6,
+		dst6,
+		0,
+		0,
+		a,
+	}}, ""})
 	return rows
 }
 
 // streamRows: one direction of a connection, most of them.
 func streamRows() (rows []captureRow) {
-	a, b, c := request("INVITE", "a", "v=0\r\n"), response("180 Ringing", "b", ""), request("BYE", "c", "x=1\r\ny=2\r\n")
+	a, b, c := request("INVITE", "a", "v=0\r\n"), response("180 Ringing",
+		"b", ""), request("BYE", "c", "x=1\r\ny=2\r\n")
 	all := a + b + c
 	add := func(name, counts string, want []seen, frames ...[]byte) {
 		rows = append(rows, captureRow{"stream: " + name, ethernet, each(frames...), want, counts})
@@ -730,47 +1444,213 @@ func streamRows() (rows []captureRow) {
 		rows = append(rows, row)
 	}
 	at := func(position int, text string) []byte { return client.segment(position, "P", text) }
-	syn, synAck := connection{client.src, client.dst, client.first - 1}.segment(0, "S", ""), connection{server.src, server.dst, server.first - 1}.segment(0, "S", "")
+	syn, synAck := connection{
+		client.src,
+		client.dst,
+		client.first - 1,
+	}.segment(0, "S", ""), connection{server.src, server.dst, server.first - 1}.segment(0, "S", "")
 	add("a message", "", []seen{fromClient(0, 0, a)}, at(0, a))
 	add("with its handshake", "", []seen{fromClient(3, 0, a)}, syn, synAck, client.segment(0, "", ""), at(0, a))
-	add("data in the SYN", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, connection{client.src, client.dst, client.first - 1}.segment(0, "S", a), at(len(a), b))
-	add("many messages in a segment", "", []seen{fromClient(0, 0, a), fromClient(0, 1, b), fromClient(0, 2, c)}, at(0, all))
-	add("a message in many segments", "", []seen{fromClient(len(a)-1, 0, a)}, client.segments(a, sizes(1, len(a))...)...)
-	add("the end of one and the beginning of another", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b)}, client.segments(a+b, len(a)-3, len(a)+9)...)
-	add("acknowledgements between", "", []seen{fromClient(3, 0, a)}, at(0, a[:30]), client.segment(30, "", ""), server.segment(0, "", ""), at(30, a[30:]))
-	add("both directions", "", []seen{{tcp, server.src, server.dst, 2, 0, b}, fromClient(3, 0, a), fromClient(3, 1, c)},
+	add(
+		"data in the SYN",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(1, 0, b)},
+		connection{client.src, client.dst, client.first - 1}.segment(0, "S", a),
+		at(len(a), b),
+	)
+	add(
+		"many messages in a segment",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(0, 1, b), fromClient(0, 2, c)},
+		at(0, all),
+	)
+	add(
+		"a message in many segments",
+		"",
+		[]seen{fromClient(len(a)-1, 0, a)},
+		client.segments(a, sizes(1, len(a))...)...,
+	)
+	add(
+		"the end of one and the beginning of another",
+		"",
+		[]seen{fromClient(1, 0, a), fromClient(2, 0, b)},
+		client.segments(a+b, len(a)-3, len(a)+9)...,
+	)
+	add(
+		"acknowledgements between",
+		"",
+		[]seen{fromClient(3, 0, a)},
+		at(0, a[:30]),
+		client.segment(30, "", ""),
+		server.segment(0, "", ""),
+		at(30, a[30:]),
+	)
+	add("both directions", "", []seen{{
+		tcp,
+		server.src,
+		server.dst,
+		2,
+		0,
+		b,
+	}, fromClient(3, 0, a), fromClient(3, 1, c)},
 		at(0, a[:30]), server.segment(0, "P", b[:40]), server.segment(40, "P", b[40:]), at(30, a[30:]+c))
 	six := connection{"[2001:db8::1]:40000", "[2001:db8::2]:5060", 5}
-	add("IPv6", "", []seen{{tcp, six.src, six.dst, 1, 0, a}}, six.segments(a, 70)...)
+	add("IPv6", "", []seen{{
+		tcp,
+		six.src,
+		six.dst,
+		1,
+		0,
+		a,
+	}}, six.segments(a, 70)...)
 
 	add("joined in the middle of headers", "", []seen{fromClient(1, 0, b)}, at(50, a[50:]), at(len(a), b))
-	add("joined in the middle, the next one in the same segment", "", []seen{fromClient(0, 0, b), fromClient(1, 0, c)}, at(50, a[50:]+b), at(len(a+b), c))
+	add(
+		"joined in the middle, the next one in the same segment",
+		"",
+		[]seen{fromClient(0, 0, b), fromClient(1, 0, c)},
+		at(50, a[50:]+b),
+		at(len(a+b), c),
+	)
 	add("joined in the middle of a line", "", []seen{fromClient(1, 0, b)}, at(40, a[40:60]), at(60, a[60:]+b))
 	add("joined in the end of headers", "", []seen{fromClient(0, 0, b)}, at(len(a)-7, a[len(a)-7:]+b))
-	add("joined in the middle of a body in two segments", "", []seen{fromClient(1, 0, b)}, at(len(a)-5, "v=0"), at(len(a)-2, "\r\n"+b))
+	add(
+		"joined in the middle of a body in two segments",
+		"",
+		[]seen{fromClient(1, 0, b)},
+		at(len(a)-5, "v=0"),
+		at(len(a)-2, "\r\n"+b),
+	)
 	add("joined before a keep-alive", "", []seen{fromClient(1, 0, a)}, at(-4, "\r\n\r\n"), at(0, a))
 
-	add("reordered", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(2, 1, c)}, at(0, a), at(len(a+b), c), at(len(a), b))
-	add("reordered in a message", "", []seen{fromClient(3, 0, all[:len(a)]), fromClient(3, 1, b), fromClient(3, 2, c)}, at(0, all[:40]), at(200, all[200:]), at(100, all[100:200]), at(40, all[40:100]))
+	add(
+		"reordered",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(2, 1, c)},
+		at(0, a),
+		at(len(a+b), c),
+		at(len(a), b),
+	)
+	add(
+		"reordered in a message",
+		"",
+		[]seen{fromClient(3, 0, all[:len(a)]), fromClient(3, 1, b), fromClient(3, 2, c)},
+		at(0, all[:40]),
+		at(200, all[200:]),
+		at(100, all[100:200]),
+		at(40, all[40:100]),
+	)
 	add("the first two segments are swapped", "", []seen{fromClient(1, 0, a)}, at(60, a[60:]), at(0, a[:60]))
-	add("the first two segments are swapped behind the handshake", "", []seen{fromClient(3, 0, a)}, syn, synAck, at(60, a[60:]), at(0, a[:60]))
-	add("retransmitted", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), at(0, a), at(len(a), b), at(len(a), b), at(0, a))
-	add("retransmitted in a larger segment", "", []seen{fromClient(2, 0, a), fromClient(2, 1, b)}, at(0, a[:40]), at(0, a[:40]), at(0, a+b), at(40, a[40:]))
-	add("retransmitted while waiting", "", []seen{fromClient(0, 0, a), fromClient(4, 0, b), fromClient(4, 1, c)}, at(0, a), at(len(a+b), c), at(len(a+b), c), at(len(a)+10, b[10:]+c[:5]), at(len(a), b))
-	add("partial overlap", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b), fromClient(2, 1, c)}, at(0, a[:50]), at(20, all[20:len(a)+30]), at(40, all[40:]))
-	add("overlap of what waits", "", []seen{fromClient(4, 0, a), fromClient(4, 1, b), fromClient(4, 2, c)}, at(0, all[:20]), at(200, all[200:300]), at(150, all[150:260]), at(140, all[140:]), at(20, all[20:145]))
+	add(
+		"the first two segments are swapped behind the handshake",
+		"",
+		[]seen{fromClient(3, 0, a)},
+		syn,
+		synAck,
+		at(60, a[60:]),
+		at(0, a[:60]),
+	)
+	add(
+		"retransmitted",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, b)},
+		at(0, a),
+		at(0, a),
+		at(len(a), b),
+		at(len(a), b),
+		at(0, a),
+	)
+	add(
+		"retransmitted in a larger segment",
+		"",
+		[]seen{fromClient(2, 0, a), fromClient(2, 1, b)},
+		at(0, a[:40]),
+		at(0, a[:40]),
+		at(0, a+b),
+		at(40, a[40:]),
+	)
+	add(
+		"retransmitted while waiting",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(4, 0, b), fromClient(4, 1, c)},
+		at(0, a),
+		at(len(a+b), c),
+		at(len(a+b), c),
+		at(len(a)+10, b[10:]+c[:5]),
+		at(len(a), b),
+	)
+	add(
+		"partial overlap",
+		"",
+		[]seen{fromClient(1, 0, a), fromClient(2, 0, b), fromClient(2, 1, c)},
+		at(0, a[:50]),
+		at(20, all[20:len(a)+30]),
+		at(40, all[40:]),
+	)
+	add(
+		"overlap of what waits",
+		"",
+		[]seen{fromClient(4, 0, a), fromClient(4, 1, b), fromClient(4, 2, c)},
+		at(0, all[:20]),
+		at(200, all[200:300]),
+		at(150, all[150:260]),
+		at(140, all[140:]),
+		at(20, all[20:145]),
+	)
 
 	lost := []seen{fromClient(0, 0, a), fromClient(1, 0, c), fromClient(2, 0, a)}
-	timed("a lost segment", "stream_gap 1", lost, []time.Duration{0, time.Second, 4 * time.Second}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(all), a))
-	timed("a lost message", "stream_gap 1", lost, []time.Duration{0, time.Second, 4 * time.Second}, at(0, a), at(len(a+b), c), at(len(all), a))
-	timed("a lost segment is filled in time", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(2, 1, c), fromClient(3, 0, a)},
-		[]time.Duration{0, time.Second, 2900 * time.Millisecond, 4 * time.Second}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(a)+20, b[20:60]), at(len(all), a))
-	timed("a lost segment that comes too late", "stream_gap 1", lost, []time.Duration{0, time.Second, 4 * time.Second, 5 * time.Second},
+	timed(
+		"a lost segment",
+		"stream_gap 1",
+		lost,
+		[]time.Duration{0, time.Second, 4 * time.Second},
+		at(0, a+b[:20]),
+		at(len(a)+60, b[60:]+c),
+		at(len(all), a),
+	)
+	timed(
+		"a lost message",
+		"stream_gap 1",
+		lost,
+		[]time.Duration{0, time.Second, 4 * time.Second},
+		at(0, a),
+		at(len(a+b), c),
+		at(len(all), a),
+	)
+	timed("a lost segment is filled in time", "", []seen{
+		fromClient(0, 0, a),
+		fromClient(2, 0, b),
+		fromClient(2, 1, c),
+		fromClient(3, 0, a),
+	},
+		[]time.Duration{
+			0,
+			time.Second,
+			2900 * time.Millisecond,
+			4 * time.Second,
+		}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(a)+20, b[20:60]), at(len(all), a))
+	timed("a lost segment that comes too late", "stream_gap 1", lost, []time.Duration{
+		0,
+		time.Second,
+		4 * time.Second,
+		5 * time.Second,
+	},
 		at(0, a+b[:20]), at(len(a)+60, b[60:]+c), at(len(all), a), at(len(a)+20, b[20:60]))
-	timed("two gaps", "stream_gap 2", []seen{fromClient(0, 0, a), fromClient(1, 0, c), fromClient(2, 0, b), fromClient(3, 0, a)},
+	timed("two gaps", "stream_gap 2", []seen{
+		fromClient(0, 0, a),
+		fromClient(1, 0, c),
+		fromClient(2, 0, b),
+		fromClient(3, 0, a),
+	},
 		[]time.Duration{0, time.Second, 1100 * time.Millisecond, 9 * time.Second},
 		at(0, a+b[:20]), at(len(a)+60, b[60:]+c+a[:10]), at(len(all)+50, a[50:]+b), at(len(all+a+b), a))
-	add("a lost segment at the end of the file", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, at(0, a+b[:20]), at(len(a)+60, b[60:]+c))
+	add(
+		"a lost segment at the end of the file",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a), fromClient(1, 0, c)},
+		at(0, a+b[:20]),
+		at(len(a)+60, b[60:]+c),
+	)
 	add("the file ends in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]))
 	add("the file ends in a keep-alive", "", []seen{fromClient(0, 0, a)}, at(0, a), at(len(a), "\r\n\r\n"))
 	gap := [][]byte{at(0, a+b[:20])}
@@ -785,55 +1665,267 @@ func streamRows() (rows []captureRow) {
 	for _, first := range []uint32{0xffffffff, 0xffffffff - uint32(len(a)), 0xffffff80, 0} {
 		wrapping := connection{client.src, client.dst, first}
 		pieces := wrapping.segments(all, 40, 150, 300)
-		add(fmt.Sprintf("sequence numbers wrap from %#x", first), "", []seen{fromClient(3, 0, a), fromClient(3, 1, b), fromClient(3, 2, c)}, pieces[0], pieces[2], pieces[3], pieces[1])
+		add(
+			fmt.Sprintf("sequence numbers wrap from %#x", first),
+			"",
+			[]seen{fromClient(3, 0, a), fromClient(3, 1, b), fromClient(3, 2, c)},
+			pieces[0],
+			pieces[2],
+			pieces[3],
+			pieces[1],
+		)
 	}
 
 	add("keep-alives", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b), fromClient(4, 0, c)},
-		at(0, a), at(len(a), "\r\n\r\n"), at(len(a)+4, "\r\n\r\n"+b), at(len(a+b)+8, "\r\n"), at(len(a+b)+10, c+"\r\n\r\n"))
-	add("a keep-alive in pieces", "", []seen{fromClient(0, 0, a), fromClient(3, 0, b)}, at(0, a), at(len(a), "\r"), at(len(a)+1, "\n\r"), at(len(a)+3, "\n"+b))
-	add("1-byte probes", "", []seen{fromClient(0, 0, a), fromClient(4, 0, b)}, at(0, a), at(len(a)-1, "\x00"), at(len(a)-1, "x"), at(len(a)-1, "\n"), at(len(a), b))
-	add("empty probes", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), client.segment(len(a)-1, "", ""), at(len(a), b))
-	add("1-byte probes of a connection that isn't known", "", []seen{fromClient(2, 0, a)}, at(-1, "\x00"), at(-1, "\x00"), at(0, a))
-	add("1-byte probes in the middle of a message", "", []seen{fromClient(2, 0, a)}, at(0, a[:40]), at(39, "\x00"), at(40, a[40:]))
+		at(0, a), at(len(a), "\r\n\r\n"), at(len(a)+
+			4, "\r\n\r\n"+b), at(len(a+b)+8, "\r\n"), at(len(a+b)+10, c+"\r\n\r\n"))
+	add(
+		"a keep-alive in pieces",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(3, 0, b)},
+		at(0, a),
+		at(len(a), "\r"),
+		at(len(a)+1, "\n\r"),
+		at(len(a)+3, "\n"+b),
+	)
+	add(
+		"1-byte probes",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(4, 0, b)},
+		at(0, a),
+		at(len(a)-1, "\x00"),
+		at(len(a)-1, "x"),
+		at(len(a)-1, "\n"),
+		at(len(a), b),
+	)
+	add(
+		"empty probes",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, b)},
+		at(0, a),
+		client.segment(len(a)-1, "", ""),
+		at(len(a), b),
+	)
+	add(
+		"1-byte probes of a connection that isn't known",
+		"",
+		[]seen{fromClient(2, 0, a)},
+		at(-1, "\x00"),
+		at(-1, "\x00"),
+		at(0, a),
+	)
+	add(
+		"1-byte probes in the middle of a message",
+		"",
+		[]seen{fromClient(2, 0, a)},
+		at(0, a[:40]),
+		at(39, "\x00"),
+		at(40, a[40:]),
+	)
 
 	again := connection{client.src, client.dst, 90000000}
-	add("another connection on the same ports", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
-	add("another connection in the middle of a message", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
-	add("another connection, its SYN not seen", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, at(0, a+b[:20]), again.segment(0, "P", c))
-	add("another connection, lower numbers", "stream_gap 1", []seen{{tcp, again.src, again.dst, 0, 0, a}, fromClient(1, 0, c)}, again.segment(0, "P", a+b[:20]), at(0, c))
-	add("another connection, near numbers", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(2, 0, c)}, at(0, a+b[:20]), connection{client.src, client.dst, client.first + 4999}.segment(0, "S", ""), at(5000, c))
-	add("another connection, its SYN twice", "", []seen{fromClient(0, 0, a), fromClient(3, 0, c)}, at(0, a), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", c))
+	add(
+		"another connection on the same ports",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, b)},
+		at(0, a),
+		connection{client.src, client.dst, 89999999}.segment(0, "S", ""),
+		again.segment(0, "P", b),
+	)
+	add(
+		"another connection in the middle of a message",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, c)},
+		at(0, a+b[:20]),
+		connection{client.src, client.dst, 89999999}.segment(0, "S", ""),
+		again.segment(0, "P", c),
+	)
+	add(
+		"another connection, its SYN not seen",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a), fromClient(1, 0, c)},
+		at(0, a+b[:20]),
+		again.segment(0, "P", c),
+	)
+	add("another connection, lower numbers", "stream_gap 1", []seen{{
+		tcp,
+		again.src,
+		again.dst,
+		0,
+		0,
+		a,
+	}, fromClient(1, 0, c)}, again.segment(0, "P", a+b[:20]), at(0, c))
+	add(
+		"another connection, near numbers",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, c)},
+		at(0, a+b[:20]),
+		connection{client.src, client.dst, client.first + 4999}.segment(0, "S", ""),
+		at(5000, c),
+	)
+	add(
+		"another connection, its SYN twice",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(3, 0, c)},
+		at(0, a),
+		connection{client.src, client.dst, 89999999}.segment(0, "S", ""),
+		connection{client.src, client.dst, 89999999}.segment(0, "S", ""),
+		again.segment(0, "P", c),
+	)
 	add("FIN behind a message", "", []seen{fromClient(0, 0, a)}, client.segment(0, "FP", a))
-	add("FIN in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "F", ""))
+	add(
+		"FIN in a message",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a)},
+		at(0, a+b[:20]),
+		client.segment(len(a)+20, "F", ""),
+	)
 	add("FIN with the first half of a message", "stream_gap 1", nil, client.segment(0, "FP", a[:50]))
-	add("RST in a message", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "R", ""))
-	add("FIN before what it ends", "", []seen{fromClient(0, 0, a), fromClient(2, 0, b)}, at(0, a+b[:20]), client.segment(len(a)+60, "FP", b[60:]), at(len(a)+20, b[20:60]))
-	add("FIN, and its retransmission", "stream_gap 1", []seen{fromClient(0, 0, a)}, at(0, a+b[:20]), client.segment(len(a)+20, "F", ""), client.segment(len(a)+20, "F", ""))
-	add("FIN, then another connection", "", []seen{fromClient(0, 0, a), fromClient(3, 0, b)}, at(0, a), client.segment(len(a), "F", ""), connection{client.src, client.dst, 89999999}.segment(0, "S", ""), again.segment(0, "P", b))
+	add(
+		"RST in a message",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a)},
+		at(0, a+b[:20]),
+		client.segment(len(a)+20, "R", ""),
+	)
+	add(
+		"FIN before what it ends",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(2, 0, b)},
+		at(0, a+b[:20]),
+		client.segment(len(a)+60, "FP", b[60:]),
+		at(len(a)+20, b[20:60]),
+	)
+	add(
+		"FIN, and its retransmission",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a)},
+		at(0, a+b[:20]),
+		client.segment(len(a)+20, "F", ""),
+		client.segment(len(a)+20, "F", ""),
+	)
+	add(
+		"FIN, then another connection",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(3, 0, b)},
+		at(0, a),
+		client.segment(len(a), "F", ""),
+		connection{client.src, client.dst, 89999999}.segment(0, "S", ""),
+		again.segment(0, "P", b),
+	)
 
-	timed("what an earlier connection left behind", "", []seen{fromClient(1, 0, a), fromClient(2, 0, b)}, []time.Duration{0, 10 * time.Second, 10001 * time.Millisecond}, at(5000, "\x00\r\n"), at(0, a), at(len(a), b))
-	timed("idle", "", []seen{fromClient(0, 0, a), fromClient(1, 0, b)}, []time.Duration{0, time.Hour}, at(0, a), at(len(a), b))
-	timed("idle in a message", "stream_gap 1", []seen{fromClient(0, 0, a), fromClient(1, 0, c)}, []time.Duration{0, time.Minute}, at(0, a+b[:20]), at(len(a)+20, b[20:]+c))
-	timed("slow in a message", "", []seen{fromClient(3, 0, a)}, []time.Duration{0, 20 * time.Second, 40 * time.Second, time.Minute}, client.segments(a, 20, 40, 60)...)
-	timed("idle, another flow makes it old", "stream_gap 1", []seen{{tcp, six.src, six.dst, 1, 0, b}}, []time.Duration{0, 31 * time.Second}, at(0, a[:50]), six.segment(0, "P", b))
+	timed(
+		"what an earlier connection left behind",
+		"",
+		[]seen{fromClient(1, 0, a), fromClient(2, 0, b)},
+		[]time.Duration{0, 10 * time.Second, 10001 * time.Millisecond},
+		at(5000, "\x00\r\n"),
+		at(0, a),
+		at(len(a), b),
+	)
+	timed(
+		"idle",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(1, 0, b)},
+		[]time.Duration{0, time.Hour},
+		at(0, a),
+		at(len(a), b),
+	)
+	timed(
+		"idle in a message",
+		"stream_gap 1",
+		[]seen{fromClient(0, 0, a), fromClient(1, 0, c)},
+		[]time.Duration{0, time.Minute},
+		at(0, a+b[:20]),
+		at(len(a)+20, b[20:]+c),
+	)
+	timed(
+		"slow in a message",
+		"",
+		[]seen{fromClient(3, 0, a)},
+		[]time.Duration{0, 20 * time.Second, 40 * time.Second, time.Minute},
+		client.segments(a, 20, 40, 60)...,
+	)
+	timed("idle, another flow makes it old", "stream_gap 1", []seen{{
+		tcp,
+		six.src,
+		six.dst,
+		1,
+		0,
+		b,
+	}}, []time.Duration{0, 31 * time.Second}, at(0, a[:50]), six.segment(0, "P", b))
 
 	most := sized(maxMessage)
-	add("the largest message", "", []seen{fromClient(46, 0, most), fromClient(46, 1, b)}, client.segments(most+b, append(sizes(1448, len(most)-100), len(most)-10)...)...)
+	add(
+		"the largest message",
+		"",
+		[]seen{fromClient(46, 0, most), fromClient(46, 1, b)},
+		client.segments(most+b, append(sizes(1448, len(most)-100), len(most)-10)...)...,
+	)
 	add("a byte more than the largest message, announced", "oversize 1", []seen{fromClient(46, 0, b)},
 		append(client.segments(sizedMore(), sizes(1448, maxMessage+1)...), at(maxMessage+1, b))...)
 	endless := "INVITE sip:a SIP/2.0\r\n" + strings.Repeat("X: y\r\n", 12000)
 	add("headers without an end, up to an empty line", "oversize 1", []seen{fromClient(51, 0, c)},
 		append(client.segments(endless, sizes(1448, len(endless))...), at(len(endless), b), at(len(endless+b), c))...)
-	add("a line without an end", "", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, connection{client.src, client.dst, client.first + uint32(len(a))}.segments(strings.Repeat("x", 144800), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
-	add("an endless Request-URI", "", []seen{fromClient(0, 0, a), fromClient(101, 0, b)}, slices.Concat([][]byte{at(0, a)}, connection{client.src, client.dst, client.first + uint32(len(a))}.segments("OPTIONS "+strings.Repeat("x", 144792), sizes(1448, 144800)...), [][]byte{at(len(a)+144800, "\r\n"+b)})...)
-	add("other lines between", "", []seen{fromClient(0, 0, a), fromClient(0, 1, b)}, at(0, a+"what is this\r\n\x00\xff\r\n"+b))
+	add(
+		"a line without an end",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(101, 0, b)},
+		slices.Concat(
+			[][]byte{at(0, a)},
+			connection{
+				client.src,
+				client.dst,
+				client.first + uint32(len(a)),
+			}.segments(strings.Repeat("x", 144800), sizes(1448, 144800)...),
+			[][]byte{at(len(a)+144800, "\r\n"+b)},
+		)...,
+	)
+	add(
+		"an endless Request-URI",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(101, 0, b)},
+		slices.Concat(
+			[][]byte{at(0, a)},
+			connection{client.src, client.dst, client.first + uint32(len(a))}.segments(
+				"OPTIONS "+strings.Repeat("x", 144792),
+				sizes(1448, 144800)...,
+			),
+			[][]byte{at(len(a)+144800, "\r\n"+b)},
+		)...,
+	)
+	add(
+		"other lines between",
+		"",
+		[]seen{fromClient(0, 0, a), fromClient(0, 1, b)},
+		at(0, a+"what is this\r\n\x00\xff\r\n"+b),
+	)
 	add("another protocol first", "", []seen{fromClient(1, 0, a)}, at(0, "\x16\x03\x01 no\r\n"), at(9, a))
-	add("a message in a body stays there", "", []seen{fromClient(1, 0, request("NOTIFY", "n", b)), fromClient(1, 1, c)}, client.segments(request("NOTIFY", "n", b)+c, 120)...)
+	add(
+		"a message in a body stays there",
+		"",
+		[]seen{fromClient(1, 0, request("NOTIFY", "n", b)), fromClient(1, 1, c)},
+		client.segments(request("NOTIFY", "n", b)+c, 120)...,
+	)
 	// The way that the other end sees it: VLANs are different networks.
 	tagged := func(id uint16, position int, text string) []byte {
-		return build(ethernetHeader(), vlanHeader(0x8100, id), ipv4Header(), tcpHeader(40000, 5060, 1000+uint32(position), "P"), data(text))
+		return build(
+			ethernetHeader(),
+			vlanHeader(0x8100, id),
+			ipv4Header(),
+			tcpHeader(40000, 5060, 1000+uint32(position), "P"),
+			data(text),
+		)
 	}
-	add("the same addresses in two VLANs", "", []seen{fromClient(2, 0, a), fromClient(3, 0, c)}, tagged(1, 0, a[:50]), tagged(2, 0, c[:60]), tagged(1, 50, a[50:]), tagged(2, 60, c[60:]))
+	add(
+		"the same addresses in two VLANs",
+		"",
+		[]seen{fromClient(2, 0, a), fromClient(3, 0, c)},
+		tagged(1, 0, a[:50]),
+		tagged(2, 0, c[:60]),
+		tagged(1, 50, a[50:]),
+		tagged(2, 60, c[60:]),
+	)
 	return rows
 }
 
@@ -919,15 +2011,40 @@ func lengthRows() (rows []captureRow) {
 			if slices.Contains(skips, row.fields) {
 				want = nil
 			}
-			rows = append(rows, captureRow{name + " in two segments", ethernet, each(client.segments(first+next, 40)...), want, row.counts})
+			rows = append(
+				rows,
+				captureRow{
+					name + " in two segments",
+					ethernet,
+					each(client.segments(first+next, 40)...),
+					want,
+					row.counts,
+				},
+			)
 		}
 	}
 	folded := "INVITE sip:a SIP/2.0\r\n folded: first\r\nl: 0\r\n\r\n"
 	return append(rows,
-		captureRow{"a folded first header in a stream", ethernet, each(client.segment(0, "P", folded+next)), []seen{fromClient(0, 0, folded), fromClient(0, 1, next)}, ""},
+		captureRow{
+			"a folded first header in a stream",
+			ethernet,
+			each(client.segment(0, "P", folded+next)),
+			[]seen{fromClient(0, 0, folded), fromClient(0, 1, next)},
+			"",
+		},
 		captureRow{"a Content-Length that ends in the next start line", ethernet,
-			each(client.segment(0, "P", "INVITE sip:a SIP/2.0\r\nl: 5\r\n\r\n"+"ab\r\nINVITE sip:b SIP/2.0\r\nl: 0\r\n\r\n"+next)),
-			[]seen{fromClient(0, 0, "INVITE sip:a SIP/2.0\r\nl: 5\r\n\r\nab\r\nI"), fromClient(0, 1, "NVITE sip:b SIP/2.0\r\nl: 0\r\n\r\n"), fromClient(0, 2, next)}, ""})
+			each(
+				client.segment(
+					0,
+					"P",
+					"INVITE sip:a SIP/2.0\r\nl: 5\r\n\r\n"+"ab\r\nINVITE sip:b SIP/2.0\r\nl: 0\r\n\r\n"+next,
+				),
+			),
+			[]seen{
+				fromClient(0, 0, "INVITE sip:a SIP/2.0\r\nl: 5\r\n\r\nab\r\nI"),
+				fromClient(0, 1, "NVITE sip:b SIP/2.0\r\nl: 0\r\n\r\n"),
+				fromClient(0, 2, next),
+			}, ""})
 }
 
 // webSocketFrameOf is a frame of RFC 6455 §5.2; a mask of 0 is none. Its length takes as few bytes as it can.
@@ -969,13 +2086,17 @@ const webSocketResponse = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocke
 // webSocketRows: RFC 7118 over RFC 6455.
 func webSocketRows() (rows []captureRow) {
 	// The branch makes them longer than 125 bytes; small is shorter.
-	a, b, small := request("REGISTER", "a", ""), request("MESSAGE", "b", strings.Repeat("hello ", 50)), "OPTIONS sip:a SIP/2.0\r\nl:0\r\n\r\n"
+	a, b, small := request("REGISTER", "a", ""), request("MESSAGE", "b",
+		strings.Repeat("hello ", 50)), "OPTIONS sip:a SIP/2.0\r\nl:0\r\n\r\n"
 	overWS := func(frame, index int, raw string) seen { return seen{ws, client.src, client.dst, frame, index, raw} }
 	add := func(name, counts string, want []seen, segments ...string) {
 		row := captureRow{name: "WebSocket: " + name, link: ethernet, want: want, counts: counts}
 		position := 0
 		for _, s := range segments {
-			row.frames = append(row.frames, caught{data: client.segment(position, "P", s), at: time.Duration(len(row.frames)) * time.Millisecond})
+			row.frames = append(
+				row.frames,
+				caught{data: client.segment(position, "P", s), at: time.Duration(len(row.frames)) * time.Millisecond},
+			)
 			position += len(s)
 		}
 		rows = append(rows, row)
@@ -983,38 +2104,141 @@ func webSocketRows() (rows []captureRow) {
 	frame := webSocketFrameOf
 	add("handshake seen", "", []seen{overWS(1, 0, a)}, webSocketRequest, frame(opText, true, mask, a))
 	add("handshake in the same segment", "", []seen{overWS(0, 0, a)}, webSocketRequest+frame(opText, true, mask, a))
-	add("answer of the handshake in the same segment", "", []seen{overWS(0, 0, a)}, webSocketResponse+frame(opText, true, 0, a))
-	add("handshake not seen", "", []seen{overWS(0, 0, a), overWS(1, 0, b)}, frame(opText, true, mask, a), frame(opText, true, mask+1, b))
+	add(
+		"answer of the handshake in the same segment",
+		"",
+		[]seen{overWS(0, 0, a)},
+		webSocketResponse+frame(opText, true, 0, a),
+	)
+	add(
+		"handshake not seen",
+		"",
+		[]seen{overWS(0, 0, a), overWS(1, 0, b)},
+		frame(opText, true, mask, a),
+		frame(opText, true, mask+1, b),
+	)
 	for _, opcode := range []byte{opText, opBinary} {
 		for _, key := range []uint32{0, mask, 0x00ff0000, 0x0a0d0a0d} {
 			for _, raw := range []string{small, a, b} {
-				add(fmt.Sprintf("opcode %d, mask %x, %d bytes", opcode, key, len(raw)), "", []seen{overWS(0, 0, raw), overWS(0, 1, small)},
+				add(fmt.Sprintf("opcode %d, mask %x, %d bytes", opcode, key,
+					len(raw)), "", []seen{overWS(0, 0, raw), overWS(0, 1, small)},
 					frame(opcode, true, key, raw)+frame(opcode, true, key, small))
 			}
 		}
 	}
-	add("Content-Length doesn't matter", "", []seen{overWS(0, 0, a+"more"), overWS(0, 1, small)}, frame(opText, true, mask, a+"more")+frame(opText, true, mask, small))
-	add("no Content-Length", "", []seen{overWS(0, 0, "OPTIONS sip:a SIP/2.0\r\n\r\n")}, frame(opText, true, mask, "OPTIONS sip:a SIP/2.0\r\n\r\n"))
-	add("in several frames", "stream_gap 1", nil, frame(opText, false, mask, a[:50])+frame(opContinuation, false, mask, a[50:60])+frame(opContinuation, true, mask, a[60:]))
-	add("in several frames, cut in its start line", "stream_gap 1", []seen{overWS(0, 0, small)}, frame(opText, true, mask, small), frame(opText, false, mask, a[:5])+frame(opContinuation, true, mask+9, a[5:]))
-	add("in several frames, the first one empty", "stream_gap 1", []seen{overWS(1, 0, b)}, webSocketRequest, frame(opText, true, mask, b)+frame(opText, false, mask, "")+frame(opContinuation, true, mask, a))
-	add("in several frames, control frames between", "stream_gap 1", []seen{overWS(2, 0, b)}, frame(opText, false, mask, a[:50]), frame(opPing, true, mask, "are you there"),
-		frame(opContinuation, false, mask, a[50:60])+frame(opPong, true, mask, "")+frame(opContinuation, true, mask, a[60:])+frame(opText, true, mask, b))
-	add("in several frames, over segments", "stream_gap 1", nil, (frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[:30],
-		(frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[30:53], (frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[53:60],
+	add(
+		"Content-Length doesn't matter",
+		"",
+		[]seen{overWS(0, 0, a+"more"), overWS(0, 1, small)},
+		frame(opText, true, mask, a+"more")+frame(opText, true, mask, small),
+	)
+	add(
+		"no Content-Length",
+		"",
+		[]seen{overWS(0, 0, "OPTIONS sip:a SIP/2.0\r\n\r\n")},
+		frame(opText, true, mask, "OPTIONS sip:a SIP/2.0\r\n\r\n"),
+	)
+	add(
+		"in several frames",
+		"stream_gap 1",
+		nil,
+		frame(opText, false, mask, a[:50])+frame(opContinuation, false, mask, a[50:60])+
+			frame(opContinuation, true, mask, a[60:]),
+	)
+	add(
+		"in several frames, cut in its start line",
+		"stream_gap 1",
+		[]seen{overWS(0, 0, small)},
+		frame(opText, true, mask, small),
+		frame(opText, false, mask, a[:5])+frame(opContinuation, true, mask+9, a[5:]),
+	)
+	add(
+		"in several frames, the first one empty",
+		"stream_gap 1",
+		[]seen{overWS(1, 0, b)},
+		webSocketRequest,
+		frame(opText, true, mask, b)+frame(opText, false, mask, "")+frame(opContinuation, true, mask, a),
+	)
+	add("in several frames, control frames between", "stream_gap 1", []seen{overWS(2, 0,
+		b)}, frame(opText, false, mask, a[:50]), frame(opPing, true, mask, "are you there"),
+		frame(opContinuation, false, mask, a[50:60])+frame(opPong, true, mask, "")+
+			frame(opContinuation, true, mask, a[60:])+
+			frame(opText, true, mask, b))
+	add("in several frames, over segments", "stream_gap 1", nil, (frame(opText, false, 0, a[:50]) +
+		frame(opContinuation, true, 0, a[50:]))[:30],
+		(frame(opText, false, 0, a[:50]) +
+			frame(opContinuation, true, 0, a[50:]))[30:53], (frame(opText, false, 0, a[:50]) +
+			frame(opContinuation, true, 0, a[50:]))[53:60],
 		(frame(opText, false, 0, a[:50]) + frame(opContinuation, true, 0, a[50:]))[60:])
 	add("ping first", "", []seen{overWS(1, 0, a)}, frame(opPing, true, mask, ""), frame(opText, true, mask, a))
-	add("ping and message in a segment, joined in the middle", "", []seen{overWS(1, 0, a), overWS(1, 1, b)}, frame(opText, true, mask, small)[9:], frame(opText, true, mask, a)+frame(opPing, true, mask, "x")+frame(opText, true, mask, b))
+	add(
+		"ping and message in a segment, joined in the middle",
+		"",
+		[]seen{overWS(1, 0, a), overWS(1, 1, b)},
+		frame(opText, true, mask, small)[9:],
+		frame(opText, true, mask, a)+frame(opPing, true, mask, "x")+frame(opText, true, mask, b),
+	)
 	rows[len(rows)-1].want = []seen{overWS(1, 0, a), overWS(1, 1, b)}
-	add("keep-alives", "", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(opText, true, mask, a), frame(opText, true, mask, "\r\n\r\n"), frame(opText, true, mask, "\r\n")+frame(opText, true, mask, b))
-	add("other messages between", "", []seen{overWS(0, 0, a), overWS(1, 0, b)}, frame(opText, true, mask, a), frame(opText, true, mask, `{"no":"SIP"}`)+frame(opBinary, true, mask, "\x00\x01\x02")+frame(opText, true, mask, b))
-	add("not SIP at all", "", nil, webSocketRequest, frame(opText, true, mask, `{"chat":"hello"}`), frame(opText, true, mask, "hello")+frame(opBinary, true, mask, "\x01\x02"), frame(opClose, true, mask, "\x03\xe8"))
-	add("CRLF before the message is part of it", "", []seen{overWS(0, 0, "\r\n"+a)}, frame(opText, true, mask, "\r\n"+a))
-	add("joined in the middle of a message", "", []seen{overWS(1, 0, b)}, frame(opText, true, mask, a)[40:], frame(opText, true, mask, b))
-	add("a continuation of what wasn't seen", "", []seen{overWS(0, 0, a), overWS(1, 0, b)}, frame(opText, true, mask, a), frame(opContinuation, true, mask, small)+frame(opText, true, mask, b))
+	add(
+		"keep-alives",
+		"",
+		[]seen{overWS(0, 0, a), overWS(2, 0, b)},
+		frame(opText, true, mask, a),
+		frame(opText, true, mask, "\r\n\r\n"),
+		frame(opText, true, mask, "\r\n")+frame(opText, true, mask, b),
+	)
+	add(
+		"other messages between",
+		"",
+		[]seen{overWS(0, 0, a), overWS(1, 0, b)},
+		frame(opText, true, mask, a),
+		frame(opText, true, mask, `{"no":"SIP"}`)+frame(opBinary, true, mask, "\x00\x01\x02")+
+			frame(opText, true, mask, b),
+	)
+	add(
+		"not SIP at all",
+		"",
+		nil,
+		webSocketRequest,
+		frame(opText, true, mask, `{"chat":"hello"}`),
+		frame(opText, true, mask, "hello")+frame(opBinary, true, mask, "\x01\x02"),
+		frame(opClose, true, mask, "\x03\xe8"),
+	)
+	add(
+		"CRLF before the message is part of it",
+		"",
+		[]seen{overWS(0, 0, "\r\n"+a)},
+		frame(opText, true, mask, "\r\n"+a),
+	)
+	add(
+		"joined in the middle of a message",
+		"",
+		[]seen{overWS(1, 0, b)},
+		frame(opText, true, mask, a)[40:],
+		frame(opText, true, mask, b),
+	)
+	add(
+		"a continuation of what wasn't seen",
+		"",
+		[]seen{overWS(0, 0, a), overWS(1, 0, b)},
+		frame(opText, true, mask, a),
+		frame(opContinuation, true, mask, small)+frame(opText, true, mask, b),
+	)
 	add("closed", "", []seen{overWS(0, 0, a)}, frame(opText, true, mask, a), frame(opClose, true, mask, "\x03\xe8"))
-	add("the file ends in a message", "stream_gap 1", []seen{overWS(0, 0, a)}, frame(opText, true, mask, a), frame(opText, true, mask, b)[:100])
-	add("the file ends between two fragments", "stream_gap 1", []seen{overWS(0, 0, a)}, frame(opText, true, mask, a), frame(opText, false, mask, b[:100]))
+	add(
+		"the file ends in a message",
+		"stream_gap 1",
+		[]seen{overWS(0, 0, a)},
+		frame(opText, true, mask, a),
+		frame(opText, true, mask, b)[:100],
+	)
+	add(
+		"the file ends between two fragments",
+		"stream_gap 1",
+		[]seen{overWS(0, 0, a)},
+		frame(opText, true, mask, a),
+		frame(opText, false, mask, b[:100]),
+	)
 	largest := sized(maxMessage)
 	inSegments := func(s string) (segments []string) {
 		for len(s) > 1400 {
@@ -1023,31 +2247,100 @@ func webSocketRows() (rows []captureRow) {
 		return append(segments, s)
 	}
 	frames := inSegments(frame(opText, true, mask, largest))
-	add("the largest message", "", []seen{overWS(len(frames)-1, 0, largest), overWS(len(frames), 0, a)}, append(frames, frame(opText, true, mask, a))...)
-	frames = inSegments(frame(opText, false, mask, largest[:40000]) + frame(opContinuation, true, mask, largest[40000:]))
-	add("the largest message, in several frames", "stream_gap 1", []seen{overWS(len(frames), 0, a)}, append(frames, frame(opText, true, mask, a))...)
+	add(
+		"the largest message",
+		"",
+		[]seen{overWS(len(frames)-1, 0, largest), overWS(len(frames), 0, a)},
+		append(frames, frame(opText, true, mask, a))...,
+	)
+	frames = inSegments(
+		frame(opText, false, mask, largest[:40000]) + frame(opContinuation, true, mask, largest[40000:]),
+	)
+	add(
+		"the largest message, in several frames",
+		"stream_gap 1",
+		[]seen{overWS(len(frames), 0, a)},
+		append(frames, frame(opText, true, mask, a))...,
+	)
 	frames = inSegments(frame(opText, true, mask, a) + frame(opText, true, mask, sizedMore()))
-	add("a byte more than the largest message", "oversize 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
-	frames = inSegments(frame(opText, true, mask, a) + frame(opText, false, mask, largest[:60000]) + frame(opContinuation, true, mask, largest[:60000]))
-	add("frames that are too long together", "stream_gap 1", []seen{overWS(0, 0, a), overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
+	add(
+		"a byte more than the largest message",
+		"oversize 1",
+		[]seen{overWS(0, 0, a), overWS(len(frames), 0, b)},
+		append(frames, frame(opText, true, mask, b))...,
+	)
+	frames = inSegments(
+		frame(opText, true, mask, a) + frame(opText, false, mask, largest[:60000]) +
+			frame(opContinuation, true, mask, largest[:60000]),
+	)
+	add(
+		"frames that are too long together",
+		"stream_gap 1",
+		[]seen{overWS(0, 0, a), overWS(len(frames), 0, b)},
+		append(frames, frame(opText, true, mask, b))...,
+	)
 	frames = inSegments(frame(opText, true, mask, sizedMore()))
-	add("a byte more than the largest message, first", "oversize 1", []seen{overWS(len(frames), 0, b)}, append(frames, frame(opText, true, mask, b))...)
-	add("a length of 64 bits", "oversize 1", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(opText, true, mask, a), "\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a, frame(opText, true, mask, b))
-	add("a length of 64 bits that is negative", "oversize 1", []seen{overWS(0, 0, a), overWS(2, 0, b)}, frame(opText, true, mask, a), "\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a, frame(opText, true, mask, b))
+	add(
+		"a byte more than the largest message, first",
+		"oversize 1",
+		[]seen{overWS(len(frames), 0, b)},
+		append(frames, frame(opText, true, mask, b))...,
+	)
+	add(
+		"a length of 64 bits",
+		"oversize 1",
+		[]seen{overWS(0, 0, a), overWS(2, 0, b)},
+		frame(opText, true, mask, a),
+		"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a,
+		frame(opText, true, mask, b),
+	)
+	add(
+		"a length of 64 bits that is negative",
+		"oversize 1",
+		[]seen{overWS(0, 0, a), overWS(2, 0, b)},
+		frame(opText, true, mask, a),
+		"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04"+a,
+		frame(opText, true, mask, b),
+	)
 
 	whole := frame(opText, true, mask, a) + frame(opText, true, mask, b) + frame(opText, true, mask, small)
 	pieces := client.segments(whole, 100, 300, 500)
 	rows = append(rows,
-		captureRow{"WebSocket: reordered", ethernet, each(pieces[0], pieces[2], pieces[3], pieces[1]), []seen{overWS(3, 0, a), overWS(3, 1, b), overWS(3, 2, small)}, ""},
-		captureRow{"WebSocket: a lost segment", ethernet, []caught{{data: pieces[0]}, {data: pieces[2], at: time.Millisecond},
-			{data: client.segment(len(whole), "P", frame(opText, true, mask, a)), at: 9 * time.Second}}, []seen{overWS(2, 0, a)}, "stream_gap 1"},
-		captureRow{"WebSocket: what waited for a lost segment comes out when the flow is old, whatever the last frame was", ethernet,
-			[]caught{{data: client.segment(0, "P", frame(opText, true, mask, a))}, {data: client.segment(9000, "P", frame(opText, true, mask, b)), at: time.Millisecond},
-				{data: []byte{}, at: 2 * time.Millisecond}, {data: build(ethernetHeader(), arp()), at: 40 * time.Second}},
+		captureRow{
+			"WebSocket: reordered",
+			ethernet,
+			each(pieces[0], pieces[2], pieces[3], pieces[1]),
+			[]seen{overWS(3, 0, a), overWS(3, 1, b), overWS(3, 2, small)},
+			"",
+		},
+		captureRow{"WebSocket: a lost segment", ethernet,
+			[]caught{{data: pieces[0]}, {data: pieces[2], at: time.Millisecond},
+				{
+					data: client.segment(len(whole), "P", frame(opText, true, mask, a)),
+					at:   9 * time.Second,
+				}}, []seen{overWS(2, 0, a)}, "stream_gap 1"},
+		captureRow{"WebSocket: what waited for a lost segment comes out when the flow is old, whatever the last frame was",
+			ethernet,
+			[]caught{{
+				data: client.segment(0, "P", frame(opText, true, mask, a)),
+			}, {data: client.segment(9000, "P", frame(opText, true, mask, b)), at: time.Millisecond},
+				{
+					data: []byte{},
+					at:   2 * time.Millisecond,
+				}, {data: build(ethernetHeader(), arp()), at: 40 * time.Second}},
 			[]seen{overWS(0, 0, a), overWS(1, 0, b)}, "packets_invalid 1, stream_gap 1"},
-		captureRow{"WebSocket: both directions", ethernet, each(client.segment(0, "P", webSocketRequest), server.segment(0, "P", webSocketResponse),
-			client.segment(len(webSocketRequest), "P", frame(opText, true, mask, a)), server.segment(len(webSocketResponse), "P", frame(opText, true, 0, b))),
-			[]seen{overWS(2, 0, a), {ws, server.src, server.dst, 3, 0, b}}, ""})
+		captureRow{"WebSocket: both directions", ethernet, each(client.segment(0,
+			"P", webSocketRequest), server.segment(0, "P", webSocketResponse),
+			client.segment(len(webSocketRequest), "P", frame(opText, true, mask, a)),
+			server.segment(len(webSocketResponse), "P", frame(opText, true, 0, b))),
+			[]seen{overWS(2, 0, a), {
+				ws,
+				server.src,
+				server.dst,
+				3,
+				0,
+				b,
+			}}, ""})
 	return rows
 }
 
@@ -1090,23 +2383,47 @@ func encapsulationRows() (rows []captureRow) {
 	control := octetsNamed(0, 0, 0, 0, 0)
 	extension := []byte{1, 0x10, 5, 0} // the type of none follows
 	for name, before := range map[string][]header{
-		"MPLS":                          {ethernetHeader(), mplsHeader(100)},
-		"MPLS, three labels":            {ethernetHeader(), mplsHeader(100, 200, 300)},
-		"MPLS behind a tag":             {ethernetHeader(), vlanHeader(0x8100, 5), mplsHeader(100)},
-		"MPLS, Ethernet":                {ethernetHeader(), mplsHeader(100), control, ethernetHeader()},
-		"MPLS, Ethernet with a tag":     {ethernetHeader(), mplsHeader(100, 7), control, ethernetHeader(), vlanHeader(0x8100, 5)},
-		"MPLS in GRE":                   append(slices.Clone(outer), greHeader("K"), mplsHeader(100)),
-		"PPPoE":                         {ethernetHeader(), pppoeHeader(17)},
-		"PPPoE behind two tags":         {ethernetHeader(), vlanHeader(0x88a8, 5), vlanHeader(0x8100, 6), pppoeHeader(17)},
-		"VN-Tag":                        {ethernetHeader(), vnTagHeader(0, 1, 0, 2)},
-		"VN-Tag and VLAN":               {ethernetHeader(), vnTagHeader(0x80, 1, 0, 2), vlanHeader(0x8100, 6)},
-		"GTP-U":                         append(slices.Clone(outer), gtp, gtpHeader(0x30, 7)),
-		"GTP-U, sequence number":        append(slices.Clone(outer), gtp, gtpHeader(0x32, 7, 1, 2, 0, 0)),
-		"GTP-U, N-PDU number":           append(slices.Clone(outer), gtp, gtpHeader(0x31, 7, 0, 0, 9, 0)),
-		"GTP-U, extension header":       append(slices.Clone(outer), gtp, gtpHeader(0x34, 7, append([]byte{0, 0, 0, 0x85}, extension...)...)),
-		"GTP-U, two extension headers":  append(slices.Clone(outer), gtp, gtpHeader(0x36, 7, append([]byte{0, 1, 0, 0x85, 2, 1, 2, 3, 4, 5, 6, 0x85}, extension...)...)),
-		"TZSP":                          append(slices.Clone(outer), tzsp, octets(1, 0, 0, 1, 1), ethernetHeader()),
-		"TZSP, tagged fields, and sent": append(slices.Clone(outer), tzsp, octets(1, 1, 0, 1, 0, 0x0a, 1, 0xc4, 0, 40, 2, 1, 1, 1), ethernetHeader()),
+		"MPLS":               {ethernetHeader(), mplsHeader(100)},
+		"MPLS, three labels": {ethernetHeader(), mplsHeader(100, 200, 300)},
+		"MPLS behind a tag":  {ethernetHeader(), vlanHeader(0x8100, 5), mplsHeader(100)},
+		"MPLS, Ethernet":     {ethernetHeader(), mplsHeader(100), control, ethernetHeader()},
+		"MPLS, Ethernet with a tag": {
+			ethernetHeader(),
+			mplsHeader(100, 7),
+			control,
+			ethernetHeader(),
+			vlanHeader(0x8100, 5),
+		},
+		"MPLS in GRE": append(slices.Clone(outer), greHeader("K"), mplsHeader(100)),
+		"PPPoE":       {ethernetHeader(), pppoeHeader(17)},
+		"PPPoE behind two tags": {
+			ethernetHeader(),
+			vlanHeader(0x88a8, 5),
+			vlanHeader(0x8100, 6),
+			pppoeHeader(17),
+		},
+		"VN-Tag":                 {ethernetHeader(), vnTagHeader(0, 1, 0, 2)},
+		"VN-Tag and VLAN":        {ethernetHeader(), vnTagHeader(0x80, 1, 0, 2), vlanHeader(0x8100, 6)},
+		"GTP-U":                  append(slices.Clone(outer), gtp, gtpHeader(0x30, 7)),
+		"GTP-U, sequence number": append(slices.Clone(outer), gtp, gtpHeader(0x32, 7, 1, 2, 0, 0)),
+		"GTP-U, N-PDU number":    append(slices.Clone(outer), gtp, gtpHeader(0x31, 7, 0, 0, 9, 0)),
+		"GTP-U, extension header": append(
+			slices.Clone(outer),
+			gtp,
+			gtpHeader(0x34, 7, append([]byte{0, 0, 0, 0x85}, extension...)...),
+		),
+		"GTP-U, two extension headers": append(
+			slices.Clone(outer),
+			gtp,
+			gtpHeader(0x36, 7, append([]byte{0, 1, 0, 0x85, 2, 1, 2, 3, 4, 5, 6, 0x85}, extension...)...),
+		),
+		"TZSP": append(slices.Clone(outer), tzsp, octets(1, 0, 0, 1, 1), ethernetHeader()),
+		"TZSP, tagged fields, and sent": append(
+			slices.Clone(outer),
+			tzsp,
+			octets(1, 1, 0, 1, 0, 0x0a, 1, 0xc4, 0, 40, 2, 1, 1, 1),
+			ethernetHeader(),
+		),
 	} {
 		rows = append(rows,
 			captureRow{
@@ -1131,10 +2448,19 @@ func encapsulationRows() (rows []captureRow) {
 		return h
 	}
 	networks := map[string][2][]header{
-		"GRE keys":       {append(slices.Clone(outer), key(100)), append(slices.Clone(outer), key(200))},
-		"VXLAN":          {append(slices.Clone(outer), udpHeader(9, 4789), vxlanHeader(1), ethernetHeader()), append(slices.Clone(outer), udpHeader(9, 4789), vxlanHeader(2), ethernetHeader())},
-		"Geneve":         {append(slices.Clone(outer), udpHeader(9, 6081), geneveHeader(1)), append(slices.Clone(outer), udpHeader(9, 6081), geneveHeader(2))},
-		"GTP tunnels":    {append(slices.Clone(outer), gtp, gtpHeader(0x30, 1)), append(slices.Clone(outer), gtp, gtpHeader(0x30, 2))},
+		"GRE keys": {append(slices.Clone(outer), key(100)), append(slices.Clone(outer), key(200))},
+		"VXLAN": {
+			append(slices.Clone(outer), udpHeader(9, 4789), vxlanHeader(1), ethernetHeader()),
+			append(slices.Clone(outer), udpHeader(9, 4789), vxlanHeader(2), ethernetHeader()),
+		},
+		"Geneve": {
+			append(slices.Clone(outer), udpHeader(9, 6081), geneveHeader(1)),
+			append(slices.Clone(outer), udpHeader(9, 6081), geneveHeader(2)),
+		},
+		"GTP tunnels": {
+			append(slices.Clone(outer), gtp, gtpHeader(0x30, 1)),
+			append(slices.Clone(outer), gtp, gtpHeader(0x30, 2)),
+		},
 		"MPLS labels":    {{ethernetHeader(), mplsHeader(5, 1)}, {ethernetHeader(), mplsHeader(5, 2)}},
 		"PPPoE sessions": {{ethernetHeader(), pppoeHeader(1)}, {ethernetHeader(), pppoeHeader(2)}},
 		"VLANs":          {{ethernetHeader(), vlanHeader(0x8100, 1)}, {ethernetHeader(), vlanHeader(0x8100, 2)}},
@@ -1210,7 +2536,12 @@ func hepRows() (rows []captureRow) {
 	payload := chunk(0, 15, []byte(m)...)
 	others := slices.Concat(chunk(0, 9, 1, 2, 3, 4), chunk(0, 12, 0, 0, 0, 9), chunk(77, 15, 'x'), chunk(0, 14))
 	frame := func(port int, chunks ...[]byte) []byte {
-		return build(ethernetHeader(), ipv4Header("203.0.113.1", "203.0.113.2"), udpHeader(44444, port), hepPacket(chunks...))
+		return build(
+			ethernetHeader(),
+			ipv4Header("203.0.113.1", "203.0.113.2"),
+			udpHeader(44444, port),
+			hepPacket(chunks...),
+		)
 	}
 	for family, addresses := range families {
 		want := seen{udp, src4, dst4, 0, 0, m}
@@ -1243,13 +2574,33 @@ func hepRows() (rows []captureRow) {
 		none := transports
 		add("any port, chunks in any order", udp, "", caught{data: frame(5060, backwards...)})
 		add("on the port of a tunnel", udp, "", caught{data: frame(4789, chunks...)})
-		add("RTCP", none, "", caught{data: frame(9060, append(slices.Clone(good[:5]), chunk(0, 11, 5), chunk(0, 2, 17), payload)...)})
+		add(
+			"RTCP",
+			none,
+			"",
+			caught{data: frame(9060, append(slices.Clone(good[:5]), chunk(0, 11, 5), chunk(0, 2, 17), payload)...)},
+		)
 		add("no protocol", none, "", caught{data: frame(9060, append(slices.Clone(good), payload)...)})
 		add("no destination", none, "", caught{data: frame(9060, addresses[0], ports, sip, chunk(0, 2, 17), payload)})
 		add("no payload", none, "", caught{data: frame(9060, chunks[:len(chunks)-1]...)})
-		add("no SIP in it", none, "", caught{data: frame(9060, append(slices.Clone(chunks[:len(chunks)-1]), chunk(0, 15, []byte("\r\n")...))...)})
-		add("a chunk without a size", none, "", caught{data: frame(9060, append([][]byte{{0, 0, 0, 1, 0, 0}}, chunks...)...)})
-		add("a chunk that is too long", none, "", caught{data: frame(9060, append(slices.Clone(chunks), []byte{0, 0, 0, 1, 0, 9})...)})
+		add(
+			"no SIP in it",
+			none,
+			"",
+			caught{data: frame(9060, append(slices.Clone(chunks[:len(chunks)-1]), chunk(0, 15, []byte("\r\n")...))...)},
+		)
+		add(
+			"a chunk without a size",
+			none,
+			"",
+			caught{data: frame(9060, append([][]byte{{0, 0, 0, 1, 0, 0}}, chunks...)...)},
+		)
+		add(
+			"a chunk that is too long",
+			none,
+			"",
+			caught{data: frame(9060, append(slices.Clone(chunks), []byte{0, 0, 0, 1, 0, 9})...)},
+		)
 		add("longer than its datagram", none, "", caught{data: change(bytes.Clone(whole), 14+20+8+4, 0x7f)})
 		add("cut in the message", none, "truncated 1", cutTo(len(whole)-9, whole))
 		add("cut before the message", none, "truncated 1", cutTo(len(whole)-len(payload)+3, whole))
@@ -1281,7 +2632,14 @@ func sctpCutRows() (rows []captureRow) {
 				name:   fmt.Sprintf("cut: SCTP over %s, %d bytes of its second chunk", family, size),
 				link:   ethernet,
 				frames: []caught{cutTo(len(two)-16-(len(b)+3)&^3+size, two)},
-				want:   []seen{{sctp, src, dst, 0, 0, a}},
+				want: []seen{{
+					sctp,
+					src,
+					dst,
+					0,
+					0,
+					a,
+				}},
 				counts: counts,
 			})
 		}
@@ -1327,10 +2685,22 @@ func TestHealthyTraffic(t *testing.T) {
 					text := next()
 					lost, twice := random.IntN(20) == 0, random.IntN(20) == 0
 					if !lost {
-						p.play(ethernet, caught{data: f.segment(position, "", text), at: time.Duration(len(p.times)) * time.Millisecond})
+						p.play(
+							ethernet,
+							caught{
+								data: f.segment(position, "", text),
+								at:   time.Duration(len(p.times)) * time.Millisecond,
+							},
+						)
 					}
 					if twice {
-						p.play(ethernet, caught{data: f.segment(max(0, position-700), "", text), at: time.Duration(len(p.times)) * time.Millisecond})
+						p.play(
+							ethernet,
+							caught{
+								data: f.segment(max(0, position-700), "", text),
+								at:   time.Duration(len(p.times)) * time.Millisecond,
+							},
+						)
 					}
 					position += len(text)
 				}
@@ -1358,39 +2728,116 @@ func strayRows() (rows []captureRow) {
 				counts: counts,
 			})
 		}
-		for _, from := range []int{strings.Index(isup, "\n\x01\x00\x49") + 1, strings.Index(isup, "\x01\x00\n"), strings.Index(isup, "\x82\x00"), 170} {
+		for _, from := range []int{
+			strings.Index(isup, "\n\x01\x00\x49") + 1,
+			strings.Index(isup, "\x01\x00\n"),
+			strings.Index(isup, "\x82\x00"),
+			170,
+		} {
 			rest := isup[from:]
-			add(fmt.Sprintf("joined in the binary part of a SIP-I message, at %d", from), "", []seen{f.says(1, 0, a), f.says(2, 0, b)},
+			add(fmt.Sprintf("joined in the binary part of a SIP-I message, at %d",
+				from), "", []seen{f.says(1, 0, a), f.says(2, 0, b)},
 				each(at(0, rest), at(len(rest), a), at(len(rest+a), b))...)
 		}
-		add("a message with a binary part", "", []seen{f.says(0, 0, isup), f.says(1, 0, a)}, each(at(0, isup), at(len(isup), a))...)
+		add(
+			"a message with a binary part",
+			"",
+			[]seen{f.says(0, 0, isup), f.says(1, 0, a)},
+			each(at(0, isup), at(len(isup), a))...,
+		)
 		for _, lost := range []int{100, 250, strings.Index(isup, "\n\x01\x00\x49") + 1} {
 			add(fmt.Sprintf("the first %d bytes of a SIP-I message are lost", lost), "stream_gap 1",
 				[]seen{f.says(1, 0, a), f.says(3, 0, b), f.says(4, 0, c)},
-				inTime(each(f.syn(), at(0, a), at(len(a)+lost, isup[lost:]), at(len(a+isup), b), at(len(a+isup+b), c)), 0, 1, 2, 3, 2500)...)
+				inTime(
+					each(f.syn(), at(0, a), at(len(a)+lost, isup[lost:]), at(len(a+isup), b), at(len(a+isup+b), c)),
+					0,
+					1,
+					2,
+					3,
+					2500,
+				)...)
 		}
-		for _, stray := range []string{"\x81", "\x01", "\x82", "\x02", "\x89", "\x00", "x", "\x81\x7e", strings.Repeat("z", 1400), strings.Repeat("z\n", 700)} {
+		for _, stray := range []string{
+			"\x81",
+			"\x01",
+			"\x82",
+			"\x02",
+			"\x89",
+			"\x00",
+			"x",
+			"\x81\x7e",
+			strings.Repeat("z", 1400),
+			strings.Repeat("z\n", 700),
+		} {
 			add(fmt.Sprintf("a stray segment %.9q (%d) in the place of the next one", stray, len(stray)), "*",
 				[]seen{f.says(1, 0, a), f.says(3, 0, b), f.says(4, 0, c), f.says(5, 0, a)},
 				each(f.syn(), at(0, a), at(len(a), stray), at(len(a), b), at(len(a+b), c), at(len(a+b+c), a))...)
 			add(fmt.Sprintf("a stray segment %.9q (%d) in the place of one that was", stray, len(stray)), "*",
 				[]seen{f.says(1, 0, a), f.says(4, 0, b), f.says(5, 0, c), f.says(6, 0, a)},
-				each(f.syn(), at(0, a), at(len(a), b[:90]), at(len(a), stray), at(len(a)+90, b[90:]), at(len(a+b), c), at(len(a+b+c), a))...)
+				each(
+					f.syn(),
+					at(0, a),
+					at(len(a), b[:90]),
+					at(len(a), stray),
+					at(len(a)+90, b[90:]),
+					at(len(a+b), c),
+					at(len(a+b+c), a),
+				)...)
 		}
 		for _, size := range []int{1, 1400} {
 			stray := strings.Repeat("z", size)
 			for _, ahead := range []int{len(b), len(b) + 20, 3000, 1_000_000, 5_000_000, -5_000, -5_000_000, 1 << 31} {
-				add(fmt.Sprintf("a stray segment of %d bytes, %d bytes ahead", size, ahead), "*", []seen{f.says(1, 0, a), f.says(3, 0, b), f.says(4, 0, c), f.says(5, 0, a)},
-					each(f.syn(), at(0, a), at(len(a)+ahead, stray), at(len(a), b), at(len(a+b), c), at(len(a+b+c), a))...)
-				add(fmt.Sprintf("a stray segment of %d bytes, %d bytes ahead, in a slow stream", size, ahead), "*", []seen{f.says(1, 0, a), f.says(4, 0, b), f.says(5, 0, c), f.says(6, 0, a)},
-					inTime(each(f.syn(), at(0, a), at(len(a)+ahead, stray), at(len(a), b[:20]), at(len(a)+20, b[20:]), at(len(a+b), c), at(len(a+b+c), a)), 0, 1, 2, 10000, 20000, 30000, 40000)...)
-				add(fmt.Sprintf("a stray segment of %d bytes, %d bytes ahead, comes first", size, ahead), "*", []seen{f.says(1, 0, a), f.says(2, 0, b), f.says(3, 0, c)},
+				add(fmt.Sprintf("a stray segment of %d bytes, %d bytes ahead", size, ahead), "*", []seen{
+					f.says(1, 0, a),
+					f.says(3, 0, b),
+					f.says(4, 0, c),
+					f.says(5, 0, a),
+				},
+					each(
+						f.syn(),
+						at(0, a),
+						at(len(a)+ahead, stray),
+						at(len(a), b),
+						at(len(a+b), c),
+						at(len(a+b+c), a),
+					)...)
+				add(fmt.Sprintf(
+					"a stray segment of %d bytes, %d bytes ahead, in a slow stream",
+					size,
+					ahead,
+				), "*", []seen{f.says(1, 0, a), f.says(4, 0, b), f.says(5, 0, c), f.says(6, 0, a)},
+					inTime(
+						each(
+							f.syn(),
+							at(0, a),
+							at(len(a)+ahead, stray),
+							at(len(a), b[:20]),
+							at(len(a)+20, b[20:]),
+							at(len(a+b), c),
+							at(len(a+b+c), a),
+						),
+						0,
+						1,
+						2,
+						10000,
+						20000,
+						30000,
+						40000,
+					)...)
+				add(fmt.Sprintf(
+					"a stray segment of %d bytes, %d bytes ahead, comes first",
+					size,
+					ahead,
+				), "*", []seen{f.says(1, 0, a), f.says(2, 0, b), f.says(3, 0, c)},
 					each(at(ahead, stray), at(0, a), at(len(a), b), at(len(a+b), c))...)
 			}
 		}
 		spoofed := connection{f.src, f.dst, f.first + 777777}
 		for _, flags := range []string{"S", "F", "R", "RP", "FP"} {
-			for name, by := range map[string]connection{"elsewhere": spoofed, "in the stream": {f.src, f.dst, f.first + uint32(len(a))}} {
+			for name, by := range map[string]connection{
+				"elsewhere":     spoofed,
+				"in the stream": {f.src, f.dst, f.first + uint32(len(a))},
+			} {
 				text := ""
 				if strings.Contains(flags, "P") {
 					text = "spoofed"
@@ -1398,8 +2845,19 @@ func strayRows() (rows []captureRow) {
 				if name == "in the stream" && flags == "FP" {
 					continue // that is a segment in the place of the next one
 				}
-				add(fmt.Sprintf("a spoofed segment with %s, %s", flags, name), "*", []seen{f.says(1, 0, a), f.says(4, 0, b), f.says(5, 0, c)},
-					each(f.syn(), at(0, a), by.segment(0, flags, text), at(len(a), b[:30]), at(len(a)+30, b[30:]), at(len(a+b), c))...)
+				add(fmt.Sprintf("a spoofed segment with %s, %s", flags, name), "*", []seen{
+					f.says(1, 0, a),
+					f.says(4, 0, b),
+					f.says(5, 0, c),
+				},
+					each(
+						f.syn(),
+						at(0, a),
+						by.segment(0, flags, text),
+						at(len(a), b[:30]),
+						at(len(a)+30, b[30:]),
+						at(len(a+b), c),
+					)...)
 			}
 		}
 	}
@@ -1421,38 +2879,121 @@ func orderRows() (rows []captureRow) {
 				counts: counts,
 			})
 		}
-		inOrder := func(frame int) []seen { return []seen{f.says(frame, 0, a), f.says(frame, 1, b), f.says(frame, 2, c)} }
+		inOrder := func(frame int) []seen {
+			return []seen{f.says(frame, 0, a), f.says(frame, 1, b), f.says(frame, 2, c)}
+		}
 		first, second, third := at(0, a), at(len(a), b), at(len(a+b), c)
-		add("behind the SYN the second message comes first", "", []seen{f.says(2, 0, a), f.says(2, 1, b), f.says(3, 0, c)}, each(f.syn(), second, first, third)...)
-		add("behind the SYN three messages come in reverse", "", inOrder(4), each(f.syn(), third, second, elsewhere, first)...)
-		add("the second message comes first", "", []seen{f.says(0, 0, b), f.says(1, 0, a), f.says(2, 0, c)}, each(second, first, third)...)
-		add("three messages come in reverse", "", []seen{f.says(0, 0, c), f.says(1, 0, b), f.says(2, 0, a)}, each(third, second, first)...)
+		add(
+			"behind the SYN the second message comes first",
+			"",
+			[]seen{f.says(2, 0, a), f.says(2, 1, b), f.says(3, 0, c)},
+			each(f.syn(), second, first, third)...,
+		)
+		add(
+			"behind the SYN three messages come in reverse",
+			"",
+			inOrder(4),
+			each(f.syn(), third, second, elsewhere, first)...,
+		)
+		add(
+			"the second message comes first",
+			"",
+			[]seen{f.says(0, 0, b), f.says(1, 0, a), f.says(2, 0, c)},
+			each(second, first, third)...,
+		)
+		add(
+			"three messages come in reverse",
+			"",
+			[]seen{f.says(0, 0, c), f.says(1, 0, b), f.says(2, 0, a)},
+			each(third, second, first)...,
+		)
 		add("three messages come in reverse, each twice", "", []seen{f.says(0, 0, c), f.says(2, 0, b), f.says(4, 0, a)},
 			each(third, third, second, third, first, first, second, third)...)
-		add("silent, then the second message comes first", "", []seen{f.says(0, 0, c), f.says(2, 0, b), f.says(3, 0, a)},
+		add("silent, then the second message comes first", "", []seen{
+			f.says(0, 0, c),
+			f.says(2, 0, b),
+			f.says(3, 0, a),
+		},
 			inTime(each(at(-len(c), c), elsewhere, second, first), 0, 70000, 150000, 150001)...)
-		add("silent for a while, then the second message comes first", "", []seen{f.says(0, 0, c), f.says(2, 0, a), f.says(2, 1, b)},
+		add("silent for a while, then the second message comes first", "", []seen{
+			f.says(0, 0, c),
+			f.says(2, 0, a),
+			f.says(2, 1, b),
+		},
 			inTime(each(at(-len(c), c), second, first), 0, 50000, 50001)...)
-		add("halves in reverse", "", []seen{f.says(1, 0, a), f.says(2, 0, b)}, each(at(50, a[50:]), at(0, a[:50]), second)...)
-		add("thirds, the last one first", "", []seen{f.says(2, 0, a), f.says(3, 0, b)}, each(at(90, a[90:]), at(0, a[:50]), at(50, a[50:90]), second)...)
-		add("the end of a message and another come before its beginning", "", []seen{f.says(0, 0, b), f.says(1, 0, a), f.says(2, 0, c)},
+		add(
+			"halves in reverse",
+			"",
+			[]seen{f.says(1, 0, a), f.says(2, 0, b)},
+			each(at(50, a[50:]), at(0, a[:50]), second)...,
+		)
+		add(
+			"thirds, the last one first",
+			"",
+			[]seen{f.says(2, 0, a), f.says(3, 0, b)},
+			each(at(90, a[90:]), at(0, a[:50]), at(50, a[50:90]), second)...,
+		)
+		add("the end of a message and another come before its beginning", "", []seen{
+			f.says(0, 0, b),
+			f.says(1, 0, a),
+			f.says(2, 0, c),
+		},
 			each(at(50, a[50:]+b), at(0, a[:50]), third)...)
 		add("the beginning comes after 3 s", "stream_gap 1", []seen{f.says(0, 0, b), f.says(1, 0, c)},
 			inTime(each(at(50, a[50:]+b), third, at(0, a[:50])), 0, 2900, 3000)...)
-		add("a keep-alive before what is known", "", []seen{f.says(0, 0, a), f.says(2, 0, b)}, each(first, at(-4, "\r\n\r\n"), second)...)
-		add("a lost segment in headers, then another message", "stream_gap 1", []seen{f.says(0, 0, a), f.says(1, 0, c), f.says(2, 0, a)},
+		add(
+			"a keep-alive before what is known",
+			"",
+			[]seen{f.says(0, 0, a), f.says(2, 0, b)},
+			each(first, at(-4, "\r\n\r\n"), second)...,
+		)
+		add("a lost segment in headers, then another message", "stream_gap 1", []seen{
+			f.says(0, 0, a),
+			f.says(1, 0, c),
+			f.says(2, 0, a),
+		},
 			inTime(each(first, at(len(a)+60, b[60:]+c), at(len(a+b+c), a)), 0, 1, 3000)...)
 		nested := request("MESSAGE", "nested", c+strings.Repeat("\r\n"+c, 20))
 		head := strings.Index(nested, "\r\n\r\n") + 4
 		add("a lost segment in a body with messages in it", "stream_gap 1", []seen{f.says(0, 0, a), f.says(2, 0, b)},
-			inTime(each(at(0, a+nested[:head+200]), at(len(a)+head+700, nested[head+700:]+b), at(len(a+nested+b), "\r\n\r\n")), 0, 1, 3000)...)
+			inTime(
+				each(
+					at(0, a+nested[:head+200]),
+					at(len(a)+head+700, nested[head+700:]+b),
+					at(len(a+nested+b), "\r\n\r\n"),
+				),
+				0,
+				1,
+				3000,
+			)...)
 		rows[len(rows)-1].want[1].frame = 1
-		add("a lost segment in headers with a body behind that has messages in it", "stream_gap 1", []seen{f.says(0, 0, a), f.says(1, 0, b)},
-			inTime(each(at(0, a+nested[:50]), at(len(a)+80, nested[80:]+b), at(len(a+nested+b), "\r\n\r\n")), 0, 1, 3000)...)
-		add("joined in a sipfrag", "", []seen{f.says(0, 0, a), f.says(1, 0, b)}, each(at(0, "SIP/2.0 100 Trying\r\n"+a), at(len(a)+20, b))...)
-		add("joined in a body without a newline at its end", "", []seen{f.says(1, 0, a)}, each(at(-8, "sendrecv"[:8]), at(0, a))...)
+		add("a lost segment in headers with a body behind that has messages in it",
+			"stream_gap 1", []seen{f.says(0, 0, a), f.says(1, 0, b)},
+			inTime(
+				each(at(0, a+nested[:50]), at(len(a)+80, nested[80:]+b), at(len(a+nested+b), "\r\n\r\n")),
+				0,
+				1,
+				3000,
+			)...)
+		add(
+			"joined in a sipfrag",
+			"",
+			[]seen{f.says(0, 0, a), f.says(1, 0, b)},
+			each(at(0, "SIP/2.0 100 Trying\r\n"+a), at(len(a)+20, b))...,
+		)
+		add(
+			"joined in a body without a newline at its end",
+			"",
+			[]seen{f.says(1, 0, a)},
+			each(at(-8, "sendrecv"[:8]), at(0, a))...,
+		)
 		rows[len(rows)-1].want = []seen{f.says(1, 0, "sendrecv"+a)} // it might be a method
-		add("joined in a body that can't be a method", "", []seen{f.says(1, 0, a)}, each(at(-10, "a=sendrecv"), at(0, a))...)
+		add(
+			"joined in a body that can't be a method",
+			"",
+			[]seen{f.says(1, 0, a)},
+			each(at(-10, "a=sendrecv"), at(0, a))...,
+		)
 	}
 	return rows
 }
@@ -1477,7 +3018,8 @@ func firstRows() (rows []captureRow) {
 				for _, raw := range want {
 					begin := strings.Index(text[at:], raw)
 					if transport == ws { // the payload is masked: what is behind it tells
-						begin = strings.Index(text[at:], frame(opText, true, mask, raw)) + len(frame(opText, true, mask, raw)) - len(raw)
+						begin = strings.Index(text[at:], frame(opText, true, mask, raw)) +
+							len(frame(opText, true, mask, raw)) - len(raw)
 					}
 					at += begin + len(raw)
 					message := seen{transport, f.src, f.dst, 1 + (at-1)/size, 0, raw}
@@ -1498,7 +3040,13 @@ func firstRows() (rows []captureRow) {
 		cuts("WebSocket ping and message", ws, ping+overWS(a)+overWS(b), a, b)
 		cuts("WebSocket pong, ping and message", ws, pong+ping+overWS(a)+pong+overWS(b), a, b)
 		cuts("WebSocket with its handshake", ws, webSocketRequest+ping+overWS(a)+overWS(b), a, b)
-		cuts("a message that isn't, and one that is", tcp, strings.Replace(b, "\r\n\r\n", "\r\nServer : demo SIP/2.0\r\n\r\n", 1)+c, strings.Replace(b, "\r\n\r\n", "\r\nServer : demo SIP/2.0\r\n\r\n", 1), c)
+		cuts(
+			"a message that isn't, and one that is",
+			tcp,
+			strings.Replace(b, "\r\n\r\n", "\r\nServer : demo SIP/2.0\r\n\r\n", 1)+c,
+			strings.Replace(b, "\r\n\r\n", "\r\nServer : demo SIP/2.0\r\n\r\n", 1),
+			c,
+		)
 
 		decoy := "INVITE sip:a SIP/2.0\r\nServer : demo SIP/2.0\r\nCSeq: 1 INVITE\r\nContent-Length: %s\r\n\r\n"
 		large := "MESSAGE sip:a SIP/2.0\r\nl: 70000\r\n\r\n" + strings.Repeat(c, 1000)[:70000]
@@ -1565,13 +3113,38 @@ func otherProtocolRows() (rows []captureRow) {
 	m := request("INVITE", "quoted", "")
 	for name, raw := range otherProtocols {
 		if name == "SIP behind a zero" { // in a stream that is a keep-alive
-			rows = append(rows, captureRow{"no SIP: " + name + " over UDP", ethernet, each(over4(raw, ethernetHeader())), nil, ""})
+			rows = append(
+				rows,
+				captureRow{"no SIP: " + name + " over UDP", ethernet, each(over4(raw, ethernetHeader())), nil, ""},
+			)
 			continue
 		}
 		rows = append(rows,
-			captureRow{"no SIP: " + name + " over UDP", ethernet, each(over4(raw, ethernetHeader()), over6(raw, ethernetHeader())), nil, ""},
-			captureRow{"no SIP: " + name + " over TCP", ethernet, each(client.segment(0, "P", raw), client.segment(len(raw), "P", raw), client.segment(2*len(raw), "F", "")), nil, ""},
-			captureRow{"no SIP: " + name + " over SCTP", ethernet, each(build(ethernetHeader(), ipv4Header(), sctpHeader(5060, 5060), dataChunk(3, raw))), nil, ""})
+			captureRow{
+				"no SIP: " + name + " over UDP",
+				ethernet,
+				each(over4(raw, ethernetHeader()), over6(raw, ethernetHeader())),
+				nil,
+				"",
+			},
+			captureRow{
+				"no SIP: " + name + " over TCP",
+				ethernet,
+				each(
+					client.segment(0, "P", raw),
+					client.segment(len(raw), "P", raw),
+					client.segment(2*len(raw), "F", ""),
+				),
+				nil,
+				"",
+			},
+			captureRow{
+				"no SIP: " + name + " over SCTP",
+				ethernet,
+				each(build(ethernetHeader(), ipv4Header(), sctpHeader(5060, 5060), dataChunk(3, raw))),
+				nil,
+				"",
+			})
 	}
 	quoted := build(ipv4Header(), udpHeader(5060, 5060), data(m))
 	named := func(protocol layers.IPProtocol, h header) header {
@@ -1580,13 +3153,55 @@ func otherProtocolRows() (rows []captureRow) {
 	}
 	rows = append(rows,
 		captureRow{"no SIP: ARP", ethernet, each(build(ethernetHeader(), arp())), nil, ""},
-		captureRow{"no SIP: ICMP that quotes SIP", ethernet, each(build(ethernetHeader(), ipv4Header(), icmp(), octets(quoted...))), nil, ""},
-		captureRow{"no SIP: ICMPv6", ethernet, each(build(ethernetHeader(), ipv6Header(), named(58, octets(128, 0, 0, 0, 0, 1, 0, 1)), data(m))), nil, ""},
-		captureRow{"no SIP: ESP", ethernet, each(build(ethernetHeader(), ipv4Header(), named(50, octets(0, 0, 0, 1, 0, 0, 0, 1)), data(m))), nil, ""},
-		captureRow{"no SIP: no next header", ethernet, each(build(ethernetHeader(), ipv6Header(), named(59, data(m)))), nil, ""},
-		captureRow{"no SIP: UDP-Lite", ethernet, each(build(ethernetHeader(), ipv4Header(), named(136, octets(19, 196, 19, 196, 0, 8, 0, 0)), data(m))), nil, ""},
-		captureRow{"no SIP: an Ethernet frame with a length", ethernet, each(append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0, 38, 0x42, 0x42, 3}, m...)), nil, ""},
-		captureRow{"no SIP: LLDP", ethernet, each(append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xcc}, m...)), nil, ""})
+		captureRow{
+			"no SIP: ICMP that quotes SIP",
+			ethernet,
+			each(build(ethernetHeader(), ipv4Header(), icmp(), octets(quoted...))),
+			nil,
+			"",
+		},
+		captureRow{
+			"no SIP: ICMPv6",
+			ethernet,
+			each(build(ethernetHeader(), ipv6Header(), named(58, octets(128, 0, 0, 0, 0, 1, 0, 1)), data(m))),
+			nil,
+			"",
+		},
+		captureRow{
+			"no SIP: ESP",
+			ethernet,
+			each(build(ethernetHeader(), ipv4Header(), named(50, octets(0, 0, 0, 1, 0, 0, 0, 1)), data(m))),
+			nil,
+			"",
+		},
+		captureRow{
+			"no SIP: no next header",
+			ethernet,
+			each(build(ethernetHeader(), ipv6Header(), named(59, data(m)))),
+			nil,
+			"",
+		},
+		captureRow{
+			"no SIP: UDP-Lite",
+			ethernet,
+			each(build(ethernetHeader(), ipv4Header(), named(136, octets(19, 196, 19, 196, 0, 8, 0, 0)), data(m))),
+			nil,
+			"",
+		},
+		captureRow{
+			"no SIP: an Ethernet frame with a length",
+			ethernet,
+			each(append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0, 38, 0x42, 0x42, 3}, m...)),
+			nil,
+			"",
+		},
+		captureRow{
+			"no SIP: LLDP",
+			ethernet,
+			each(append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xcc}, m...)),
+			nil,
+			"",
+		})
 	slices.SortFunc(rows, func(x, y captureRow) int { return cmp.Compare(x.name, y.name) })
 	return rows
 }
@@ -1625,7 +3240,17 @@ func TestDecoderFailure(t *testing.T) {
 // TestQuietDevice: what is incomplete gets old although no frame comes.
 func TestQuietDevice(t *testing.T) {
 	p := newPlayer()
-	p.play(ethernet, caught{data: fragments([]header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(sampleInvite)}, 1, 64)[0]})
+	p.play(
+		ethernet,
+		caught{
+			data: fragments(
+				[]header{ethernetHeader(), ipv4Header()},
+				[]header{udpHeader(5060, 5060), data(sampleInvite)},
+				1,
+				64,
+			)[0],
+		},
+	)
 	p.play(ethernet, caught{data: client.segment(0, "P", sampleInvite[:50]), at: time.Second})
 	counts := []string{}
 	for at := time.Second; at < 2*time.Minute; at += time.Second / 2 {
@@ -1642,9 +3267,14 @@ func TestQuietDevice(t *testing.T) {
 	}
 }
 
-// stream is three messages as a stream has them: keep-alives between, bodies that look like messages. The first one begins it.
+// stream is three messages as a stream has them: keep-alives between, bodies that look like messages. The
+// first one begins it.
 func stream() (text string, messages []string) {
-	messages = []string{request("INVITE", "1", "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\n"), request("NOTIFY", "2", response("100 Trying", "3", "")+"\r\n\r\nINVITE sip:a SIP/2.0\r\n"), response("200 OK", "4", "")}
+	messages = []string{
+		request("INVITE", "1", "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\n"),
+		request("NOTIFY", "2", response("100 Trying", "3", "")+"\r\n\r\nINVITE sip:a SIP/2.0\r\n"),
+		response("200 OK", "4", ""),
+	}
 	return messages[0] + "\r\n\r\n" + messages[1] + messages[2] + "\r\n", messages
 }
 
@@ -1653,7 +3283,15 @@ func checkStream(t testing.TB, frames []caught, want []string, wantCounts string
 	t.Helper()
 	got, counts := raws(t, frames)
 	if !slices.Equal(got, want) || counts != wantCounts {
-		t.Errorf("got %d messages %.3000q\nwant %d %.3000q\ncounted %q, want %q", len(got), got, len(want), want, counts, wantCounts)
+		t.Errorf(
+			"got %d messages %.3000q\nwant %d %.3000q\ncounted %q, want %q",
+			len(got),
+			got,
+			len(want),
+			want,
+			counts,
+			wantCounts,
+		)
 		return false
 	}
 	return true
@@ -1699,7 +3337,8 @@ func randomCuts(random *rand.Rand, size, n int) (cuts []int) {
 	return slices.Compact(cuts)
 }
 
-// TestReordering: whatever the network does to segments, as long as each one comes, the same messages come out. The first one that is captured is
+// TestReordering: whatever the network does to segments, as long as each one comes, the same messages come
+// out. The first one that is captured is
 // the first one that was sent: what comes before it can't be known.
 func TestReordering(t *testing.T) {
 	for name, of := range map[string]func() (string, []string){"SIP": stream, "WebSocket": webSocketStream} {
@@ -1731,7 +3370,8 @@ func TestReordering(t *testing.T) {
 	}
 }
 
-// TestLoss: a lost segment costs the messages that it had a part of, is counted once, and every other message comes out.
+// TestLoss: a lost segment costs the messages that it had a part of, is counted once, and every other message
+// comes out.
 func TestLoss(t *testing.T) {
 	var all strings.Builder
 	var messages []string
@@ -1751,7 +3391,13 @@ func TestLoss(t *testing.T) {
 				from = cuts[i-1]
 			}
 			if i != lost {
-				frames = append(frames, caught{data: client.segment(from, "P", all.String()[from:cuts[i]]), at: time.Duration(i) * 5 * time.Second})
+				frames = append(
+					frames,
+					caught{
+						data: client.segment(from, "P", all.String()[from:cuts[i]]),
+						at:   time.Duration(i) * 5 * time.Second,
+					},
+				)
 			}
 		}
 		var want []string
@@ -1792,7 +3438,10 @@ func FuzzFrame(f *testing.F) {
 			size, cut := min(int(binary.BigEndian.Uint16(packed)), len(packed)-3), int(packed[2])
 			frame := packed[3 : 3+size]
 			packed = packed[3+size:]
-			p.play(linkTypes[int(link)%len(linkTypes)], caught{data: frame, length: size + cut, at: time.Duration(len(p.times)) * 100 * time.Millisecond})
+			p.play(
+				linkTypes[int(link)%len(linkTypes)],
+				caught{data: frame, length: size + cut, at: time.Duration(len(p.times)) * 100 * time.Millisecond},
+			)
 		}
 		p.flush()
 		p.counted(t)
@@ -1806,7 +3455,8 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
-// FuzzFragments sends pieces of three datagrams under one identification, each of them cut in three ways, and foreign ones, as
+// FuzzFragments sends pieces of three datagrams under one identification, each of them cut in three ways, and
+// foreign ones, as
 // the script says. Whatever comes out was sent, and of one datagram alone all of it comes out, once.
 func FuzzFragments(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, false)
@@ -1815,7 +3465,10 @@ func FuzzFragments(f *testing.F) {
 	f.Add([]byte{12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0}, true)
 	var sent []string
 	for i, size := range []int{900, 900, 1100} {
-		sent = append(sent, request("INVITE", strconv.Itoa(i), strings.Repeat(string(rune('a'+i)), 200)+strings.Repeat("z", size-200)))
+		sent = append(
+			sent,
+			request("INVITE", strconv.Itoa(i), strings.Repeat(string(rune('a'+i)), 200)+strings.Repeat("z", size-200)),
+		)
 	}
 	outers := [][]header{{ethernetHeader(), ipv4Header()}, {ethernetHeader(), ipv6Header()}}
 	built := make([][][][]byte, len(outers)) // of each family, of each datagram
@@ -1895,13 +3548,15 @@ func shuffled(frames [][]byte, order []byte) (all [][]byte) {
 }
 
 // isOnly tells whether a stream is nothing but these messages. Between messages anything may stand, but where a segment
-// happens to begin in it a message may seem to begin, too: a stream joined in the middle can't be told from a shorter one.
+// happens to begin in it a message may seem to begin, too: a stream joined in the middle can't be told from a
+// shorter one.
 func isOnly(all string, messages []string) bool {
 	lines := strings.NewReplacer("\r", "", "\n", "")
 	return lines.Replace(strings.Join(messages, "")) == lines.Replace(all)
 }
 
-// FuzzStream: however a stream of messages that begins with a SYN is cut, and in whatever order its segments come, the same
+// FuzzStream: however a stream of messages that begins with a SYN is cut, and in whatever order its segments
+// come, the same
 // messages come out, in the same order; whatever else it holds, nothing breaks.
 func FuzzStream(f *testing.F) {
 	all, _ := stream()
@@ -1930,7 +3585,8 @@ func FuzzStream(f *testing.F) {
 	})
 }
 
-// FuzzFramer: whatever comes, and however it is cut, with gaps or without, what comes out of the framer begins with a start line
+// FuzzFramer: whatever comes, and however it is cut, with gaps or without, what comes out of the framer
+// begins with a start line
 // and is in the stream as it is, or in a WebSocket frame of it.
 func FuzzFramer(f *testing.F) {
 	all, _ := stream()
@@ -2000,14 +3656,17 @@ func FuzzWebSocket(f *testing.F) {
 	})
 }
 
-// TestSIPpCaptures compares with tshark what comes out of real captures: 20 calls each of SIPp's own scenarios over UDP (in fragments: the MTU is
+// TestSIPpCaptures compares with tshark what comes out of real captures: 20 calls each of SIPp's own
+// scenarios over UDP (in fragments: the MTU is
 // 400), TCP (in segments of 348 bytes) and IPv6 (pcapng, with nanoseconds). A
 // line of a golden file is the time of the frame that completed a message, the addresses and
 // ports, and the message in hex; it is made by
 //
 //	tshark -r sipp_tcp.pcap -Y sip -T json -x | jq -r '.[]._source.layers | [.frame."frame.time_epoch",
 //	    (.ip // .ipv6 | ."ip.src" // ."ipv6.src"), (.tcp // .udp | ."tcp.srcport" // ."udp.srcport"),
-//	    (.ip // .ipv6 | ."ip.dst" // ."ipv6.dst"), (.tcp // .udp | ."tcp.dstport" // ."udp.dstport"), .sip_raw[0]] | join(" ")'
+//
+// (.ip // .ipv6 | ."ip.dst" // ."ipv6.dst"), (.tcp // .udp | ."tcp.dstport" // ."udp.dstport"), .sip_raw[0]]
+// | join(" ")'
 func TestSIPpCaptures(t *testing.T) {
 	for name, over := range map[string]transport{"sipp_udp.pcap": udp, "sipp_tcp.pcap": tcp, "sipp_ipv6.pcapng": udp} {
 		t.Run(name, func(t *testing.T) {
@@ -2033,7 +3692,19 @@ func TestSIPpCaptures(t *testing.T) {
 				if m.transport != over {
 					t.Errorf("transport %s", transportNames[m.transport])
 				}
-				got = append(got, fmt.Sprintf("%d.%09d %s %d %s %d %x", m.time.Unix(), m.time.Nanosecond(), m.src.Addr(), m.src.Port(), m.dst.Addr(), m.dst.Port(), m.raw))
+				got = append(
+					got,
+					fmt.Sprintf(
+						"%d.%09d %s %d %s %d %x",
+						m.time.Unix(),
+						m.time.Nanosecond(),
+						m.src.Addr(),
+						m.src.Port(),
+						m.dst.Addr(),
+						m.dst.Port(),
+						m.raw,
+					),
+				)
 			})
 			for {
 				frame, info, err := handle.ZeroCopyReadPacketData()
@@ -2047,11 +3718,29 @@ func TestSIPpCaptures(t *testing.T) {
 			d.flush()
 			want := strings.Split(strings.TrimSpace(string(golden)), "\n")
 			if len(want) != 120 || !slices.Equal(got, want) {
-				t.Errorf("got %d messages\n%.2000s\nwant %d\n%.2000s", len(got), strings.Join(got, "\n"), len(want), strings.Join(want, "\n"))
+				t.Errorf(
+					"got %d messages\n%.2000s\nwant %d\n%.2000s",
+					len(got),
+					strings.Join(got, "\n"),
+					len(want),
+					strings.Join(want, "\n"),
+				)
 			}
-			lost := counters.packetsInvalid.Load() + counters.truncated.Load() + counters.fragment.Load() + counters.streamGap.Load() + counters.badLength.Load() + counters.oversize.Load()
+			lost := counters.packetsInvalid.Load() + counters.truncated.Load() + counters.fragment.Load() +
+				counters.streamGap.Load() +
+				counters.badLength.Load() +
+				counters.oversize.Load()
 			if lost != 0 {
-				t.Errorf("%d frames or messages are counted as invalid or discarded: invalid %d truncated %d fragment %d gap %d length %d over %d", lost, counters.packetsInvalid.Load(), counters.truncated.Load(), counters.fragment.Load(), counters.streamGap.Load(), counters.badLength.Load(), counters.oversize.Load())
+				t.Errorf(
+					"%d frames or messages are counted as invalid or discarded: invalid %d truncated %d fragment %d gap %d length %d over %d",
+					lost,
+					counters.packetsInvalid.Load(),
+					counters.truncated.Load(),
+					counters.fragment.Load(),
+					counters.streamGap.Load(),
+					counters.badLength.Load(),
+					counters.oversize.Load(),
+				)
 			}
 		})
 	}
@@ -2062,10 +3751,16 @@ const (
 	floodLimit    = 128 << 10                // KB of resident memory
 )
 
-// floods are what an attacker may send, to a decoder whose frames come 1 µs after each other. between is called now and then.
+// floods are what an attacker may send, to a decoder whose frames come 1 µs after each other. between is
+// called now and then.
 var floods = map[string]func(send func([]byte), between func()){
 	"2 million first fragments": func(send func([]byte), between func()) {
-		first := fragments([]header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(sized(1400))}, 1, 1400)[0]
+		first := fragments(
+			[]header{ethernetHeader(), ipv4Header()},
+			[]header{udpHeader(5060, 5060), data(sized(1400))},
+			1,
+			1400,
+		)[0]
 		for i := range 2000000 {
 			binary.BigEndian.PutUint32(first[14+12:], 0x0a000000+uint32(i>>16)) // another source after each 65,536
 			binary.BigEndian.PutUint16(first[14+4:], uint16(i))
@@ -2078,11 +3773,15 @@ var floods = map[string]func(send func([]byte), between func()){
 	"2 million half-open flows": func(send func([]byte), between func()) {
 		manyFlows(client.segment(0, "P", request("INVITE", "half", "")[:120]), send, between)
 	},
-	"2 million flows of one segment": func(send func([]byte), between func()) { // without Content-Length: counted, and the flow goes on
+	// without Content-Length: counted, and the flow goes on
+	"2 million flows of one segment": func(send func([]byte), between func()) {
 		manyFlows(client.segment(0, "P", "INVITE sip:a SIP/2.0\r\n\r\n\r\n"), send, between)
 	},
 	"50,000 unfinished messages of 60 KB": func(send func([]byte), between func()) {
-		pieces := client.segments(("MESSAGE sip:a SIP/2.0\r\nl: 61000\r\n\r\n" + strings.Repeat("x", 60000))[:60000], sizes(1448, 60000)...)
+		pieces := client.segments(
+			("MESSAGE sip:a SIP/2.0\r\nl: 61000\r\n\r\n" + strings.Repeat("x", 60000))[:60000],
+			sizes(1448, 60000)...,
+		)
 		for i := range 50000 {
 			for _, piece := range pieces {
 				binary.BigEndian.PutUint32(piece[14+12:], 0x0a000000+uint32(i))
@@ -2107,7 +3806,8 @@ func manyFlows(segment []byte, send func([]byte), between func()) {
 	}
 }
 
-// TestFloods runs each flood in a process of its own, as resident memory is that of a process. Messages between must come out.
+// TestFloods runs each flood in a process of its own, as resident memory is that of a process. Messages
+// between must come out.
 func TestFloods(t *testing.T) {
 	if name := os.Getenv(floodVariable); name != "" {
 		flood(t, floods[name])
@@ -2135,7 +3835,8 @@ func raceDetector() bool {
 	return ok && slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// flood counts the messages that come out between the frames of a flood, and looks at the memory that the process has had at most.
+// flood counts the messages that come out between the frames of a flood, and looks at the memory that the
+// process has had at most.
 func flood(t *testing.T, run func(send func([]byte), between func())) {
 	var counters captureCounters
 	got, want := 0, 0
@@ -2157,7 +3858,13 @@ func flood(t *testing.T, run func(send func([]byte), between func())) {
 			[][]byte{over4(messages[0], ethernetHeader()), sip.syn(), webSocket.syn()},
 			sip.segments(all, 100, 200, 300),
 			webSocket.segments(overWS, 100, 200, 300),
-			fragments([]header{ethernetHeader(), ipv6Header()}, []header{udpHeader(5060, 5060), data(messages[1])}, rounds, 80, 160))
+			fragments(
+				[]header{ethernetHeader(), ipv6Header()},
+				[]header{udpHeader(5060, 5060), data(messages[1])},
+				rounds,
+				80,
+				160,
+			))
 		for _, frame := range good {
 			send(frame)
 		}
@@ -2227,7 +3934,8 @@ func BenchmarkFrameTCP(b *testing.B) {
 // BenchmarkFrameNoise is a round of four frames: RTP, DNS, HTTP over TCP, TLS.
 func BenchmarkFrameNoise(b *testing.B) {
 	https := connection{"192.0.2.1:50000", "198.51.100.2:443", 9}
-	benchmarkFrames(b, 0, over4(otherProtocols["RTP"], ethernetHeader()), over4(otherProtocols["DNS"], ethernetHeader()),
+	benchmarkFrames(b, 0, over4(otherProtocols["RTP"],
+		ethernetHeader()), over4(otherProtocols["DNS"], ethernetHeader()),
 		client.segment(0, "P", otherProtocols["HTTP request"]), https.segment(0, "P", otherProtocols["TLS data"]))
 }
 
@@ -2292,36 +4000,56 @@ func hostile() map[string][][]byte {
 	}
 	begin := client.segment(0, "P", first)
 	return map[string][][]byte{
-		"1-byte segments behind 60 KB of headers":           byteByByte(headers, strings.Repeat("X: y\r\n", 300)),
-		"1-byte segments of one header line":                byteByByte(headers, strings.Repeat("x", 2000)),
-		"1-byte segments in a body of 60 KB":                byteByByte("INVITE sip:a SIP/2.0\r\nl: 65000\r\n\r\n"+strings.Repeat("x", 60000), strings.Repeat("x", 2000)),
-		"1-byte segments of a Request-URI of 60 KB":         byteByByte(first+"INVITE "+strings.Repeat("x", 60000), strings.Repeat("x", 2000)),
-		"1-byte segments of a method":                       byteByByte(first, strings.Repeat("x", 5000)),
-		"1-byte segments of CRLF":                           byteByByte(first, strings.Repeat("\r\n", 2000)),
-		"1-byte segments behind a header section too large": byteByByte(headers+headers, strings.Repeat("X: y\r\n", 300)),
-		"1-byte segments of a WebSocket frame":              byteByByte(webSocketFrameOf(opText, true, mask, "INVITE sip:a SIP/2.0\r\n"+strings.Repeat("x", 60000)), strings.Repeat("x", 2000)),
-		"1-byte segments of what may be a WebSocket frame":  byteByByte(first, "\x81\xfe\xff\xff\x00\x00\x00\x00INVITE "+strings.Repeat("x", 2000)),
-		"1-byte segments of what may be one without a mask": byteByByte(first, "\x81\x7e\xff\x00INVITE sip:a SIP/2.0\r\n"+strings.Repeat("x", 9000)),
-		"start lines without an empty line":                 ofSegments(startLines),
-		"start lines without an empty line, 64 KB":          whole(startLines[:63800]),
-		"start lines, then header lines":                    ofSegments(startLines[:30000] + lengths[:30000]),
-		"lines of Content-Length":                           ofSegments(lengths + "\r\n"),
-		"lines of Content-Length, 64 KB":                    whole(lengths[:60000] + "\r\n"),
-		"folded lines of Content-Length":                    ofSegments("INVITE sip:a SIP/2.0\r\nl: 5\r\n" + strings.Repeat(" 5\r\n", 12000) + "\r\n"),
-		"messages without a length":                         ofSegments(strings.Repeat("INVITE sip:a SIP/2.0\r\nl: x\r\n\r\n", 1900)),
-		"lines that could begin WebSocket frames":           whole(binary),
-		"frames that could be of WebSocket":                 whole(frameLines),
-		"frames that could be of WebSocket, no mask":        whole(unmasked),
-		"the same in small segments":                        ofSegments(frameLines + unmasked),
-		"60 KB of CRLFs":                                    whole(strings.Repeat("\r\n", 30000)),
-		"60 KB of NUL":                                      whole(strings.Repeat("\x00", 60000)),
-		"60 KB of short lines":                              whole(strings.Repeat("a\n", 30000)),
-		"60 KB of short methods":                            whole(strings.Repeat("a b\n", 15000)),
-		"8-byte fragments in random order, IPv4":            shuffled(v4, udpHeader(5060, 5060), sized),
-		"8-byte fragments in random order, IPv6":            shuffled(v6, udpHeader(5060, 5060), sized),
-		"8-byte fragments whose checksum fails":             shuffled(v4, asIs(header{protocol: 17, build: wrongUDP}), sized),
-		"segments that wait, backwards":                     append([][]byte{begin}, descending...),
-		"segments that wait, forwards":                      append([][]byte{begin}, ascending...),
+		"1-byte segments behind 60 KB of headers": byteByByte(headers, strings.Repeat("X: y\r\n", 300)),
+		"1-byte segments of one header line":      byteByByte(headers, strings.Repeat("x", 2000)),
+		"1-byte segments in a body of 60 KB": byteByByte(
+			"INVITE sip:a SIP/2.0\r\nl: 65000\r\n\r\n"+strings.Repeat("x", 60000),
+			strings.Repeat("x", 2000),
+		),
+		"1-byte segments of a Request-URI of 60 KB": byteByByte(
+			first+"INVITE "+strings.Repeat("x", 60000),
+			strings.Repeat("x", 2000),
+		),
+		"1-byte segments of a method": byteByByte(first, strings.Repeat("x", 5000)),
+		"1-byte segments of CRLF":     byteByByte(first, strings.Repeat("\r\n", 2000)),
+		"1-byte segments behind a header section too large": byteByByte(headers+
+			headers, strings.Repeat("X: y\r\n", 300)),
+		"1-byte segments of a WebSocket frame": byteByByte(
+			webSocketFrameOf(opText, true, mask, "INVITE sip:a SIP/2.0\r\n"+strings.Repeat("x", 60000)),
+			strings.Repeat("x", 2000),
+		),
+		"1-byte segments of what may be a WebSocket frame": byteByByte(
+			first,
+			"\x81\xfe\xff\xff\x00\x00\x00\x00INVITE "+strings.Repeat("x", 2000),
+		),
+		"1-byte segments of what may be one without a mask": byteByByte(
+			first,
+			"\x81\x7e\xff\x00INVITE sip:a SIP/2.0\r\n"+strings.Repeat("x", 9000),
+		),
+		"start lines without an empty line":        ofSegments(startLines),
+		"start lines without an empty line, 64 KB": whole(startLines[:63800]),
+		"start lines, then header lines":           ofSegments(startLines[:30000] + lengths[:30000]),
+		"lines of Content-Length":                  ofSegments(lengths + "\r\n"),
+		"lines of Content-Length, 64 KB":           whole(lengths[:60000] + "\r\n"),
+		"folded lines of Content-Length": ofSegments(
+			"INVITE sip:a SIP/2.0\r\nl: 5\r\n" + strings.Repeat(" 5\r\n", 12000) + "\r\n",
+		),
+		"messages without a length": ofSegments(
+			strings.Repeat("INVITE sip:a SIP/2.0\r\nl: x\r\n\r\n", 1900),
+		),
+		"lines that could begin WebSocket frames":    whole(binary),
+		"frames that could be of WebSocket":          whole(frameLines),
+		"frames that could be of WebSocket, no mask": whole(unmasked),
+		"the same in small segments":                 ofSegments(frameLines + unmasked),
+		"60 KB of CRLFs":                             whole(strings.Repeat("\r\n", 30000)),
+		"60 KB of NUL":                               whole(strings.Repeat("\x00", 60000)),
+		"60 KB of short lines":                       whole(strings.Repeat("a\n", 30000)),
+		"60 KB of short methods":                     whole(strings.Repeat("a b\n", 15000)),
+		"8-byte fragments in random order, IPv4":     shuffled(v4, udpHeader(5060, 5060), sized),
+		"8-byte fragments in random order, IPv6":     shuffled(v6, udpHeader(5060, 5060), sized),
+		"8-byte fragments whose checksum fails":      shuffled(v4, asIs(header{protocol: 17, build: wrongUDP}), sized),
+		"segments that wait, backwards":              append([][]byte{begin}, descending...),
+		"segments that wait, forwards":               append([][]byte{begin}, ascending...),
 	}
 }
 

@@ -53,7 +53,11 @@ func build(headers ...header) []byte {
 		}
 	}
 	buffer := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, all...); err != nil {
+	if err := gopacket.SerializeLayers(
+		buffer,
+		gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		all...,
+	); err != nil {
 		panic(err)
 	}
 	return bytes.Clone(buffer.Bytes())
@@ -81,9 +85,14 @@ func octets(b ...byte) header {
 func data(text string) header { return octets([]byte(text)...) }
 
 func ethernetHeader() header {
-	return header{etherType: layers.EthernetTypeTransparentEthernetBridging, build: func(next header) gopacket.SerializableLayer {
-		return &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DstMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, EthernetType: next.etherType}
-	}}
+	return header{etherType: layers.EthernetTypeTransparentEthernetBridging,
+		build: func(next header) gopacket.SerializableLayer {
+			return &layers.Ethernet{
+				SrcMAC:       net.HardwareAddr{2, 0, 0, 0, 0, 1},
+				DstMAC:       net.HardwareAddr{2, 0, 0, 0, 0, 2},
+				EthernetType: next.etherType,
+			}
+		}}
 }
 
 // vlanHeader is a tag; tpid is 0x8100, 0x88a8 or 0x9100.
@@ -96,7 +105,9 @@ func vlanHeader(tpid layers.EthernetType, id uint16) header {
 // sllHeader is that of Linux cooked captures; sll2Header that of version 2 (https://www.tcpdump.org/linktypes/LINKTYPE_LINUX_SLL2.html).
 func sllHeader() header {
 	return header{build: func(next header) gopacket.SerializableLayer {
-		return gopacket.Payload(binary.BigEndian.AppendUint16([]byte{0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0}, uint16(next.etherType)))
+		return gopacket.Payload(
+			binary.BigEndian.AppendUint16([]byte{0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0}, uint16(next.etherType)),
+		)
 	}}
 }
 
@@ -107,13 +118,18 @@ func sll2Header() header {
 	}}
 }
 
-// nullHeader is the address family in the order of the host that caught, loopHeader in network order; 30 is IPv6 on macOS.
+// nullHeader is the address family in the order of the host that caught, loopHeader in network order; 30 is
+// IPv6 on macOS.
 func nullHeader() header {
-	return header{build: func(next header) gopacket.SerializableLayer { return gopacket.Payload{addressFamily(next), 0, 0, 0} }}
+	return header{
+		build: func(next header) gopacket.SerializableLayer { return gopacket.Payload{addressFamily(next), 0, 0, 0} },
+	}
 }
 
 func loopHeader() header {
-	return header{build: func(next header) gopacket.SerializableLayer { return gopacket.Payload{0, 0, 0, addressFamily(next)} }}
+	return header{
+		build: func(next header) gopacket.SerializableLayer { return gopacket.Payload{0, 0, 0, addressFamily(next)} },
+	}
 }
 
 func addressFamily(next header) byte {
@@ -137,11 +153,20 @@ func ipv4Header(addresses ...string) header {
 // ipv4With is an IPv4 header that differs from the usual one.
 func ipv4With(change func(*layers.IPv4), addresses ...string) header {
 	addresses = append(addresses, ipv4Addresses[:]...)
-	h := header{etherType: layers.EthernetTypeIPv4, protocol: layers.IPProtocolIPv4, build: func(next header) gopacket.SerializableLayer {
-		ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Id: 1, Protocol: next.protocol, SrcIP: net.ParseIP(addresses[0]), DstIP: net.ParseIP(addresses[1])}
-		change(ip)
-		return ip
-	}}
+	h := header{etherType: layers.EthernetTypeIPv4, protocol: layers.IPProtocolIPv4,
+		build: func(next header) gopacket.SerializableLayer {
+			ip := &layers.IPv4{
+				Version:  4,
+				IHL:      5,
+				TTL:      64,
+				Id:       1,
+				Protocol: next.protocol,
+				SrcIP:    net.ParseIP(addresses[0]),
+				DstIP:    net.ParseIP(addresses[1]),
+			}
+			change(ip)
+			return ip
+		}}
 	h.fragment = func(id uint32, offset int, more bool) header {
 		return ipv4With(func(ip *layers.IPv4) {
 			ip.Id, ip.FragOffset = uint16(id), uint16(offset/8)
@@ -156,9 +181,16 @@ func ipv4With(change func(*layers.IPv4), addresses ...string) header {
 
 func ipv6Header(addresses ...string) header {
 	addresses = append(addresses, ipv6Addresses[:]...)
-	return header{etherType: layers.EthernetTypeIPv6, protocol: layers.IPProtocolIPv6, build: func(next header) gopacket.SerializableLayer {
-		return &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: next.protocol, SrcIP: net.ParseIP(addresses[0]), DstIP: net.ParseIP(addresses[1])}
-	}}
+	return header{etherType: layers.EthernetTypeIPv6, protocol: layers.IPProtocolIPv6,
+		build: func(next header) gopacket.SerializableLayer {
+			return &layers.IPv6{
+				Version:    6,
+				HopLimit:   64,
+				NextHeader: next.protocol,
+				SrcIP:      net.ParseIP(addresses[0]),
+				DstIP:      net.ParseIP(addresses[1]),
+			}
+		}}
 }
 
 // extensionHeader is an IPv6 one of 8 or more bytes (RFC 8200 §4.2): it is padding.
@@ -184,7 +216,8 @@ func fragmentHeader(id uint32, offset int, more bool) header {
 	}}
 }
 
-// fragments builds a packet and cuts what follows its outer headers (of which the last is IP, or an IPv6 extension header) at the given
+// fragments builds a packet and cuts what follows its outer headers (of which the last is IP, or an IPv6
+// extension header) at the given
 // offsets, which are multiples of 8.
 func fragments(outer, inner []header, id uint32, cuts ...int) (frames [][]byte) {
 	ip := 0
@@ -230,8 +263,10 @@ func udpHeader(src, dst int) header {
 // tcpHeader takes the flags S, F, R, P.
 func tcpHeader(src, dst int, seq uint32, flags string) header {
 	return header{protocol: layers.IPProtocolTCP, build: func(header) gopacket.SerializableLayer {
-		return &layers.TCP{SrcPort: layers.TCPPort(src), DstPort: layers.TCPPort(dst), Seq: seq, Ack: 77, Window: 1000, ACK: flags != "S", DataOffset: 5,
-			SYN: strings.Contains(flags, "S"), FIN: strings.Contains(flags, "F"), RST: strings.Contains(flags, "R"), PSH: strings.Contains(flags, "P")}
+		return &layers.TCP{SrcPort: layers.TCPPort(src), DstPort: layers.TCPPort(dst),
+			Seq: seq, Ack: 77, Window: 1000, ACK: flags != "S", DataOffset: 5,
+			SYN: strings.Contains(flags, "S"), FIN: strings.Contains(flags, "F"),
+			RST: strings.Contains(flags, "R"), PSH: strings.Contains(flags, "P")}
 	}}
 }
 
@@ -252,7 +287,8 @@ func dataChunk(flags byte, text string) header {
 // greHeader takes the flags C (checksum), K (key), S (sequence number).
 func greHeader(flags string) header {
 	return header{protocol: layers.IPProtocolGRE, build: func(next header) gopacket.SerializableLayer {
-		return &layers.GRE{Protocol: next.etherType, ChecksumPresent: strings.Contains(flags, "C"), KeyPresent: strings.Contains(flags, "K"),
+		return &layers.GRE{Protocol: next.etherType, ChecksumPresent: strings.Contains(flags,
+			"C"), KeyPresent: strings.Contains(flags, "K"),
 			SeqPresent: strings.Contains(flags, "S"), Key: 99, Seq: 5}
 	}}
 }
@@ -293,7 +329,12 @@ func (f connection) segment(position int, flags, text string) []byte {
 	if src.Addr().Is6() {
 		ip = ipv6Header(src.Addr().String(), dst.Addr().String())
 	}
-	return build(ethernetHeader(), ip, tcpHeader(int(src.Port()), int(dst.Port()), f.first+uint32(position), flags), data(text))
+	return build(
+		ethernetHeader(),
+		ip,
+		tcpHeader(int(src.Port()), int(dst.Port()), f.first+uint32(position), flags),
+		data(text),
+	)
 }
 
 // segments cuts text at the given positions.
@@ -339,7 +380,16 @@ type seen struct {
 }
 
 func (s seen) String() string {
-	return fmt.Sprintf("%s %s > %s, frame %d, index %d: %.400q (%d bytes)", transportNames[s.transport], s.src, s.dst, s.frame, s.index, s.raw, len(s.raw))
+	return fmt.Sprintf(
+		"%s %s > %s, frame %d, index %d: %.400q (%d bytes)",
+		transportNames[s.transport],
+		s.src,
+		s.dst,
+		s.frame,
+		s.index,
+		s.raw,
+		len(s.raw),
+	)
 }
 
 // player feeds frames to a decoder and notes what comes out.
@@ -363,7 +413,10 @@ func newPlayer() *player {
 				frame = i
 			}
 		}
-		p.messages = append(p.messages, seen{m.transport, m.src.String(), m.dst.String(), frame, m.index, string(m.raw)})
+		p.messages = append(
+			p.messages,
+			seen{m.transport, m.src.String(), m.dst.String(), frame, m.index, string(m.raw)},
+		)
 	})
 	return p
 }
@@ -372,7 +425,15 @@ func newPlayer() *player {
 func (p *player) play(link linkType, f caught) {
 	buffer := bytes.Clone(f.data)
 	p.times = append(p.times, f.at)
-	p.frame(link, buffer, gopacket.CaptureInfo{Timestamp: captureStart.Add(f.at), CaptureLength: len(buffer), Length: max(f.length, len(buffer))})
+	p.frame(
+		link,
+		buffer,
+		gopacket.CaptureInfo{
+			Timestamp:     captureStart.Add(f.at),
+			CaptureLength: len(buffer),
+			Length:        max(f.length, len(buffer)),
+		},
+	)
 	for i := range buffer {
 		buffer[i] = 0xee
 	}

@@ -477,10 +477,26 @@ func TestLiveSnaplen(t *testing.T) {
 		snaplen              int
 		published, truncated uint64
 	}{
-		{len(frame), 1, 0},
-		{len(frame) - 1, 0, 1},
-		{68, 0, 1},
-		{262144, 1, 0},
+		{
+			len(frame),
+			1,
+			0,
+		},
+		{
+			len(frame) - 1,
+			0,
+			1,
+		},
+		{
+			68,
+			0,
+			1,
+		},
+		{
+			262144,
+			1,
+			0,
+		},
 	} {
 		s := launchLive(t, "INTERFACE=one", fmt.Sprint("SNAPLEN=", row.snaplen))
 		one.send(frame)

@@ -459,7 +459,9 @@ func (p *process) checkLogs() {
 	}
 }
 
-var sampleFormat = regexp.MustCompile(`^(sip_capture_([a-z_]+?)(_total)?)(\{(transport|reason|version)="[a-z0-9_.-]+"\})? (\d+)$`)
+var sampleFormat = regexp.MustCompile(
+	`^(sip_capture_([a-z_]+?)(_total)?)(\{(transport|reason|version)="[a-z0-9_.-]+"\})? (\d+)$`,
+)
 
 // scrape reads /metrics and checks that each metric has its HELP and TYPE before it (Prometheus text format
 // 0.0.4). It returns the samples without the prefix.
@@ -819,7 +821,11 @@ func TestConfigurationProblems(t *testing.T) {
 		{
 			"BROKER several wrong in a list",
 			[]string{"BROKER=tcp://a,b,tcp://c:x,http://d"},
-			[]string{`BROKER: "b"; want .*tcp://`, `BROKER: not shown, .*PASSWORD_FILE`, `BROKER: "http://d"; want .*tcp://`},
+			[]string{
+				`BROKER: "b"; want .*tcp://`,
+				`BROKER: not shown, .*PASSWORD_FILE`,
+				`BROKER: "http://d"; want .*tcp://`,
+			},
 		},
 		{
 			"BROKER credentials, the @ encoded",
@@ -2044,10 +2050,26 @@ func TestSlowClients(t *testing.T) {
 	for _, row := range []struct {
 		name, first, slowly string
 	}{
-		{"header", "GET /metrics HTTP/1.1\r\nX: ", "y"},
-		{"body", "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", "y"},
-		{"between", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", ""},
-		{"nothing", "", ""},
+		{
+			"header",
+			"GET /metrics HTTP/1.1\r\nX: ",
+			"y",
+		},
+		{
+			"body",
+			"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n",
+			"y",
+		},
+		{
+			"between",
+			"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+			"",
+		},
+		{
+			"nothing",
+			"",
+			"",
+		},
 	} {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
@@ -2221,13 +2243,20 @@ func TestFirstMinute(t *testing.T) {
 func TestHealthCommand(t *testing.T) {
 	t.Parallel()
 	address := freeAddress(t)
-	if _, stderr := execute(t, 1, []string{"-health"}, "METRICS_ADDR="+address); !strings.HasPrefix(stderr, "asking for health: ") {
+	if _, stderr := execute(t, 1, []string{"-health"}, "METRICS_ADDR="+
+		address); !strings.HasPrefix(stderr, "asking for health: ") {
 		t.Errorf("nobody listens: %q", stderr)
 	}
 	broker := newCollector(t)
 	p := launch(t, broker.setting(), "TOPIC=sip", "PCAP_FILE=-", "METRICS_ADDR="+address)
 	p.untilLogged("capturing")
-	if stdout, stderr := execute(t, 0, []string{"-health"}, "METRICS_ADDR="+address, "http_proxy=http://127.0.0.1:1"); stdout+stderr != "" {
+	if stdout, stderr := execute(
+		t,
+		0,
+		[]string{"-health"},
+		"METRICS_ADDR="+address,
+		"http_proxy=http://127.0.0.1:1",
+	); stdout+stderr != "" {
 		t.Errorf("healthy: %q%q", stdout, stderr)
 	}
 	_, stderr := execute(t, 2, []string{"-health"})
@@ -2257,7 +2286,15 @@ func TestLogReaderStalls(t *testing.T) {
 	}
 	defer reader.Close()
 	broker, address := newCollector(t), freeAddress(t)
-	p := prepareProgram(t, nil, broker.setting(), "TOPIC=sip", "PCAP_FILE=-", "STATS_INTERVAL=1ms", "METRICS_ADDR="+address)
+	p := prepareProgram(
+		t,
+		nil,
+		broker.setting(),
+		"TOPIC=sip",
+		"PCAP_FILE=-",
+		"STATS_INTERVAL=1ms",
+		"METRICS_ADDR="+address,
+	)
 	p.cmd.Stdout = writer
 	p.stdin, _ = p.cmd.StdinPipe()
 	p.start()
@@ -2281,7 +2318,9 @@ func TestLogReaderStalls(t *testing.T) {
 		}
 		seen += string(text[:n])
 	}
-	if !regexp.MustCompile(`"level":"WARN","msg":"lines of this log are lost: its reader stalled","lines":[1-9]`).MatchString(seen) {
+	if !regexp.MustCompile(
+		`"level":"WARN","msg":"lines of this log are lost: its reader stalled","lines":[1-9]`,
+	).MatchString(seen) {
 		t.Errorf("not said how many: %.300s", seen)
 	}
 	time.Sleep(time.Second) // and nobody reads again

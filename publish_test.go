@@ -89,7 +89,8 @@ func newSession(t *testing.T, conn net.Conn, code byte) *session {
 	t.Cleanup(func() { conn.Close() })
 	s := &session{t: t, Conn: conn}
 	s.connect = s.next().(*packets.ConnectPacket)
-	if got := s.connect.Validate(); got != packets.Accepted || s.connect.ProtocolVersion != 4 || !s.connect.CleanSession {
+	if got := s.connect.Validate(); got != packets.Accepted || s.connect.ProtocolVersion != 4 ||
+		!s.connect.CleanSession {
 		t.Fatalf("CONNECT %v: %d", s.connect, got)
 	}
 	connack := packets.NewControlPacket(packets.Connack).(*packets.ConnackPacket)
@@ -588,7 +589,10 @@ func TestPoison(t *testing.T) {
 			if n := strings.Count(logs, "message dropped"); n != len(row.poison) || strings.Contains(logs, "geheim") {
 				t.Errorf("%d lines: %s", n, logs)
 			}
-			if !strings.Contains(logs, "bytes=31000 check=\"the broker's message size limit (Mosquitto: max_packet_size)") {
+			if !strings.Contains(
+				logs,
+				"bytes=31000 check=\"the broker's message size limit (Mosquitto: max_packet_size)",
+			) {
 				t.Errorf("no size or no advice: %s", logs)
 			}
 		})
@@ -630,7 +634,8 @@ func TestPoisonOvertaken(t *testing.T) {
 	p.until("dropped", func(s queueStats) bool { return s.dropped == 1 && s.messages == 0 })
 }
 
-// TestPoisonWithLostAcknowledgements: Mosquitto closes before its PUBACKs have left it (Nagle's algorithm keeps them back), so
+// TestPoisonWithLostAcknowledgements: Mosquitto closes before its PUBACKs have left it (Nagle's algorithm
+// keeps them back), so
 // only the first one of a crowd arrives.
 func TestPoisonWithLostAcknowledgements(t *testing.T) {
 	b := newFakeBroker(t)
@@ -740,7 +745,8 @@ func TestNoPoison(t *testing.T) {
 	}
 }
 
-// TestHangsUpAtEverything: a forbidden topic costs at most one message for three connections, and the log says what to check.
+// TestHangsUpAtEverything: a forbidden topic costs at most one message for three connections, and the log
+// says what to check.
 func TestHangsUpAtEverything(t *testing.T) {
 	b := newHangsUpAt(t, func(*packets.PublishPacket) bool { return true })
 	go b.run()
@@ -836,7 +842,8 @@ func TestQueueDropsTheOldestWaiting(t *testing.T) {
 	})
 }
 
-// TestBuffers: what is acknowledged or dropped is used again, unless it is large: that takes no memory, whatever else is queued.
+// TestBuffers: what is acknowledged or dropped is used again, unless it is large: that takes no memory,
+// whatever else is queued.
 func TestBuffers(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -923,7 +930,8 @@ func TestBuffersAreBounded(t *testing.T) {
 	}
 }
 
-// TestMessagesAreCopied: a broker that acknowledges what it hasn't got yet must not make one message hold another's bytes.
+// TestMessagesAreCopied: a broker that acknowledges what it hasn't got yet must not make one message hold
+// another's bytes.
 func TestMessagesAreCopied(t *testing.T) {
 	p := prepare(t, nil)
 	envelope := []byte(payload(1))
@@ -992,7 +1000,8 @@ func TestIdentity(t *testing.T) {
 	close(stop)
 	others.Wait()
 	s := p.stats()
-	if checkIdentity(t, s); s.published == 0 || s.dropped == 0 || s.accepted != [transports]uint64{2500, 2500, 2500, 2500} {
+	if checkIdentity(t, s); s.published == 0 || s.dropped == 0 ||
+		s.accepted != [transports]uint64{2500, 2500, 2500, 2500} {
 		t.Errorf("%+v", s)
 	}
 }
@@ -1125,7 +1134,8 @@ func TestDrain(t *testing.T) {
 		case <-time.After(50 * time.Millisecond):
 		}
 		s.ack(ids[0])
-		if m := s.publish(); m.TopicName != "status" || string(m.Payload) != "offline" || !m.Retain || m.MessageID != statusID {
+		if m := s.publish(); m.TopicName != "status" || string(m.Payload) != "offline" || !m.Retain ||
+			m.MessageID != statusID {
 			t.Errorf("got %v, want offline", m)
 		}
 		disconnects(t, s)
@@ -1198,7 +1208,8 @@ func TestDrain(t *testing.T) {
 		if got := p.stats(); got.published != 40 || got.dropped != 80 {
 			t.Errorf("%+v", got)
 		}
-		if logs := p.logs.String(); !strings.Contains(logs, "level=WARN") || !strings.Contains(logs, "messages_dropped=80") {
+		if logs := p.logs.String(); !strings.Contains(logs, "level=WARN") ||
+			!strings.Contains(logs, "messages_dropped=80") {
 			t.Error(logs)
 		}
 		s.ack(ids[40:]...) // too late
@@ -1519,7 +1530,8 @@ func TestBackoff(t *testing.T) {
 		b.accept(packets.ErrRefusedServerUnavailable)
 		waited := time.Since(last)
 		last = time.Now()
-		if least, most := units*second, units*second*3/2+50*time.Millisecond; waited < least-2*time.Millisecond || waited > most {
+		if least, most := units*second, units*second*3/2+
+			50*time.Millisecond; waited < least-2*time.Millisecond || waited > most {
 			t.Errorf("wait %d took %v, want %v to %v", i+1, waited, least, most)
 		}
 	}
@@ -1528,7 +1540,8 @@ func TestBackoff(t *testing.T) {
 	last = time.Now()
 	s.Close()
 	b.accept(packets.Accepted)
-	if waited := time.Since(last); waited > 15*second { // the next ping fails, then comes the first wait; else it would be 20 s
+	// the next ping fails, then comes the first wait; else it would be 20 s
+	if waited := time.Since(last); waited > 15*second {
 		t.Errorf("waited %v after a connection that held", waited)
 	}
 }
@@ -1538,7 +1551,8 @@ func TestStatus(t *testing.T) {
 	p := start(t, func(d *delivery) { d.statusTopic = "status/1" }, b.url("tcp"))
 	s := b.accept(packets.Accepted)
 	c := s.connect
-	if !c.WillFlag || c.WillTopic != "status/1" || string(c.WillMessage) != "offline" || !c.WillRetain || c.WillQos != 1 {
+	if !c.WillFlag || c.WillTopic != "status/1" || string(c.WillMessage) != "offline" || !c.WillRetain ||
+		c.WillQos != 1 {
 		t.Errorf("CONNECT %v", c)
 	}
 	online := func() {
@@ -1813,7 +1827,8 @@ func TestTLS(t *testing.T) {
 						}
 					}()
 					p.untilLogged(row.fails)
-					if logs := p.logs.String(); !strings.Contains(logs, "level=ERROR") || !strings.Contains(logs, "CA_FILE") && row.ca != "/nonexistent" {
+					if logs := p.logs.String(); !strings.Contains(logs, "level=ERROR") ||
+						!strings.Contains(logs, "CA_FILE") && row.ca != "/nonexistent" {
 						t.Errorf("the log doesn't say what to check: %s", logs)
 					}
 					if got := p.stats(); got.published != 0 || got.messages != 1 {
@@ -1834,7 +1849,8 @@ func TestWebsocket(t *testing.T) {
 		t.Run(scheme, func(t *testing.T) {
 			conns := make(chan net.Conn, 1)
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != "/mqtt" || r.URL.RawQuery != "a=b" || r.Header.Get("Sec-WebSocket-Protocol") != "mqtt" {
+				if r.URL.Path != "/mqtt" || r.URL.RawQuery != "a=b" ||
+					r.Header.Get("Sec-WebSocket-Protocol") != "mqtt" {
 					t.Errorf("asked for %v, %v", r.URL, r.Header)
 				}
 				if conn := upgrade(w, r); conn != nil {
@@ -2143,7 +2159,8 @@ func TestMaxRate(t *testing.T) {
 	}
 }
 
-// throttling is a broker that acknowledges 100 messages a second, by tens, and ignores what is over that, as AWS IoT does.
+// throttling is a broker that acknowledges 100 messages a second, by tens, and ignores what is over that, as
+// AWS IoT does.
 func throttling(conn net.Conn) {
 	var recent []time.Time
 	for {
@@ -2462,13 +2479,15 @@ func TestALPN(t *testing.T) {
 		if !slices.Equal(config.NextProtos, row.want) {
 			t.Errorf("%s, %v: %v, want %v", row.broker, row.alpn, config.NextProtos, row.want)
 		}
-		if config.MinVersion != tls.VersionTLS12 || config.InsecureSkipVerify || config.ServerName != broker.Hostname() {
+		if config.MinVersion != tls.VersionTLS12 || config.InsecureSkipVerify ||
+			config.ServerName != broker.Hostname() {
 			t.Errorf("%s: not verified", row.broker)
 		}
 	}
 }
 
-// TestNoProxy: HTTP_PROXY and its like don't decide where data goes. They are read once in a process, so this is a process of
+// TestNoProxy: HTTP_PROXY and its like don't decide where data goes. They are read once in a process, so this
+// is a process of
 // its own; and not for addresses of this machine, so the broker has one that nobody has (RFC 5737).
 func TestNoProxy(t *testing.T) {
 	proxy := os.Getenv("TEST_PROXY")
@@ -2500,7 +2519,15 @@ func TestNoProxy(t *testing.T) {
 	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestNoProxy$")
 	child.Env = os.Environ()
 	address := "http://" + l.Addr().String()
-	for _, name := range []string{"TEST_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
+	for _, name := range []string{
+		"TEST_PROXY",
+		"HTTP_PROXY",
+		"HTTPS_PROXY",
+		"ALL_PROXY",
+		"http_proxy",
+		"https_proxy",
+		"all_proxy",
+	} {
 		child.Env = append(child.Env, name+"="+address)
 	}
 	if out, err := child.CombinedOutput(); err != nil {
@@ -2593,7 +2620,8 @@ func lines(text, part string) (n int) {
 	return n
 }
 
-// TestFailureLog: a reason is logged at once, then counted for a minute. Times and ports don't make it another one. The table
+// TestFailureLog: a reason is logged at once, then counted for a minute. Times and ports don't make it
+// another one. The table
 // is bounded, whatever brokers say.
 func TestFailureLog(t *testing.T) {
 	newLog := func() (*failureLog, *logBuffer) {
@@ -2610,7 +2638,8 @@ func TestFailureLog(t *testing.T) {
 			})
 			l.report("h:1883", fmt.Errorf("read tcp 10.0.0.1:%d->192.0.2.1:1883: connection reset by peer", 40000+i))
 		}
-		if got := logs.String(); strings.Count(got, "\n") != 2 || lines(got, "expired") != 1 || lines(got, "reset") != 1 {
+		if got := logs.String(); strings.Count(got, "\n") != 2 || lines(got, "expired") != 1 ||
+			lines(got, "reset") != 1 {
 			t.Errorf("%s", got)
 		}
 		l.summarize()

@@ -25,7 +25,8 @@ func readText(t *testing.T, path string) string {
 	return string(text)
 }
 
-// TestReadmeSize: the README is short, and its first 120 lines have what it is, how it is started, what it never does, and how
+// TestReadmeSize: the README is short, and its first 120 lines have what it is, how it is started, what it
+// never does, and how
 // to check that.
 func TestReadmeSize(t *testing.T) {
 	const mostCharacters, firstLines = 40_000, 120

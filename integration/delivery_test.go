@@ -53,7 +53,8 @@ type delivery struct {
 // awayWait is for a sensor whose broker is not there yet.
 var awayWait = testcontainers.WithWaitStrategy(wait.ForLog(`"msg":"stats"`).WithStartupTimeout(20 * time.Second))
 
-// newDelivery makes the network with a broker and the proxy. startSensor (below) comes when these are as they should be.
+// newDelivery makes the network with a broker and the proxy. startSensor (below) comes when these are as they
+// should be.
 func newDelivery(t *testing.T) *delivery {
 	t.Helper()
 	d := &delivery{t: t, network: newNetwork(t)}
@@ -76,7 +77,11 @@ func newSocket(t *testing.T) net.PacketConn {
 
 // endpoint returns a container's place on the test's network.
 func (d *delivery) endpoint(c testcontainers.Container) (address, gateway string) {
-	inspected, err := docker.ContainerInspect(context.Background(), c.GetContainerID(), client.ContainerInspectOptions{})
+	inspected, err := docker.ContainerInspect(
+		context.Background(),
+		c.GetContainerID(),
+		client.ContainerInspectOptions{},
+	)
 	if err != nil {
 		return "", ""
 	}
@@ -129,7 +134,8 @@ func (d *delivery) sendAt(duration time.Duration, perSecond int) {
 func numbered(i int) []byte {
 	return fmt.Appendf(nil, "INVITE sip:bob@192.0.2.2 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK%08d\r\n"+
 		"Max-Forwards: 70\r\nFrom: <sip:alice@192.0.2.1>;tag=%08d\r\nTo: <sip:bob@192.0.2.2>\r\nCall-ID: number-%08d\r\n"+
-		"CSeq: 1 INVITE\r\nContact: <sip:alice@192.0.2.1>\r\nSubject: %s\r\nContent-Length: 0\r\n\r\n", i, i, i, strings.Repeat("x", 200))
+		"CSeq: 1 INVITE\r\nContact: <sip:alice@192.0.2.1>\r\nSubject: %s\r\nContent-Length: 0\r\n\r\n",
+		i, i, i, strings.Repeat("x", 200))
 }
 
 var callNumber = regexp.MustCompile(`Call-ID: number-(\d+)`)
@@ -204,7 +210,8 @@ func (d *delivery) allDelivered(topic *subscription, timeout time.Duration) (dup
 	}
 	allStats(d.t, d.sensor)
 	s := stopSensor(d.t, d.sensor)
-	if s.Published != uint64(d.sent) || sum(s.Messages) != uint64(d.sent) || s.Dropped != 0 || s.QueueMessages != 0 || s.QueueBytes != 0 {
+	if s.Published != uint64(d.sent) || sum(s.Messages) != uint64(d.sent) || s.Dropped != 0 || s.QueueMessages != 0 ||
+		s.QueueBytes != 0 {
 		d.t.Errorf("sent %d, the counters say %+v", d.sent, s)
 	}
 	d.t.Logf("%d messages, %d sent again", d.sent, duplicates)
@@ -257,7 +264,8 @@ func (p *proxy) count(kind string) int {
 	return get(p, func(p *proxy) int { return p.types[kind] })
 }
 
-// TestConnectionCut: each second, for 20 s, in turn with publishes on the way and with acknowledgements on the way back.
+// TestConnectionCut: each second, for 20 s, in turn with publishes on the way and with acknowledgements on
+// the way back.
 func TestConnectionCut(t *testing.T) {
 	t.Parallel()
 	d := newDelivery(t)
@@ -490,7 +498,12 @@ func TestQueueFull(t *testing.T) {
 			t.Errorf("%d kB resident", kB)
 		}
 	}
-	eventually(t, 5*time.Second, "all counted", func() bool { return sum(stats(t, d.sensor).Messages) == uint64(d.sent) })
+	eventually(
+		t,
+		5*time.Second,
+		"all counted",
+		func() bool { return sum(stats(t, d.sensor).Messages) == uint64(d.sent) },
+	)
 	full := stats(t, d.sensor)
 	if full.QueueBytes > 1<<20 || full.QueueBytes < 1<<20-2000 || full.Dropped+full.QueueMessages != uint64(d.sent) {
 		t.Errorf("the counters say %+v", full)
@@ -507,7 +520,11 @@ func TestQueueFull(t *testing.T) {
 // residentKB returns the resident memory of a container's processes.
 func residentKB(t *testing.T, c testcontainers.Container) (kB int) {
 	t.Helper()
-	top, err := docker.ContainerTop(t.Context(), c.GetContainerID(), client.ContainerTopOptions{Arguments: []string{"-o", "pid,rss"}})
+	top, err := docker.ContainerTop(
+		t.Context(),
+		c.GetContainerID(),
+		client.ContainerTopOptions{Arguments: []string{"-o", "pid,rss"}},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -610,7 +627,8 @@ func stoppedBy(signal string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithConfigModifier(func(c *container.Config) { c.StopSignal = signal })
 }
 
-// withFiles binds a new directory into a container, at the same path, and returns the path. Docker doesn't copy files into a
+// withFiles binds a new directory into a container, at the same path, and returns the path. Docker doesn't
+// copy files into a
 // container whose file system is read-only, as every sensor's is.
 func withFiles(t *testing.T, contents map[string][]byte) (string, testcontainers.ContainerCustomizer) {
 	t.Helper()
@@ -636,7 +654,9 @@ func (d *delivery) restartBroker(configuration string, files testcontainers.Cont
 		testcontainers.WithExposedPorts("1883/tcp"),
 		testcontainers.WithWaitStrategy(wait.ForLog("mosquitto version .* running").AsRegexp()),
 		testcontainers.WithFiles(testcontainers.ContainerFile{
-			Reader: strings.NewReader("per_listener_settings true\n" + string(base) + configuration), ContainerFilePath: "/etc/mosquitto/mosquitto.conf", FileMode: 0o644,
+			Reader: strings.NewReader(
+				"per_listener_settings true\n" + string(base) + configuration,
+			), ContainerFilePath: "/etc/mosquitto/mosquitto.conf", FileMode: 0o644,
 		}))
 	address, err := c.PortEndpoint(d.t.Context(), "1883/tcp", "")
 	if err != nil {
@@ -654,7 +674,11 @@ func TestPassword(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	users := fmt.Sprintf("sensor:$7$101$%s$%s\n", base64.StdEncoding.EncodeToString(salt), base64.StdEncoding.EncodeToString(hash))
+	users := fmt.Sprintf(
+		"sensor:$7$101$%s$%s\n",
+		base64.StdEncoding.EncodeToString(salt),
+		base64.StdEncoding.EncodeToString(hash),
+	)
 	directory, files := withFiles(t, map[string][]byte{"users": []byte(users), "password": []byte("wrong-secret\n")})
 	d.restartBroker("listener 1884\nallow_anonymous false\npassword_file "+directory+"/users\n", files)
 	d.proxy.target = func() string { return d.addressOf(d.broker) + ":1884" }
@@ -662,7 +686,8 @@ func TestPassword(t *testing.T) {
 	d.start(map[string]string{"USERNAME": "sensor", "PASSWORD_FILE": directory + "/password"}, awayWait, files)
 	d.send(4 * time.Second)
 	text := logs(t, d.sensor)
-	if !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, "USERNAME") || !strings.Contains(text, "efused") {
+	if !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, "USERNAME") ||
+		!strings.Contains(text, "efused") {
 		t.Errorf("nothing says what is wrong:\n%s", text)
 	}
 	if stats(t, d.sensor).Connected {
@@ -683,7 +708,8 @@ func TestPassword(t *testing.T) {
 	}
 }
 
-// newAuthority makes a certificate authority, and certificates of it for the broker and for a sensor, in PEM form. The broker
+// newAuthority makes a certificate authority, and certificates of it for the broker and for a sensor, in PEM
+// form. The broker
 // is "secure", or has the names that are given.
 func newAuthority(t *testing.T, names ...string) map[string][]byte {
 	t.Helper()
@@ -729,7 +755,12 @@ func TestTLS(t *testing.T) {
 	certificates["other.pem"] = newAuthority(t)["ca.pem"]
 	directory, files := withFiles(t, certificates)
 	listener := func(port int, more string) string {
-		return fmt.Sprintf("listener %d\nallow_anonymous true\ncafile %[2]s/ca.pem\ncertfile %[2]s/broker.pem\nkeyfile %[2]s/broker.key\n%s", port, directory, more)
+		return fmt.Sprintf(
+			"listener %d\nallow_anonymous true\ncafile %[2]s/ca.pem\ncertfile %[2]s/broker.pem\nkeyfile %[2]s/broker.key\n%s",
+			port,
+			directory,
+			more,
+		)
 	}
 	d := newDelivery(t)
 	d.restartBroker(listener(8883, "")+listener(8884, "require_certificate true\n"), files)
@@ -739,10 +770,34 @@ func TestTLS(t *testing.T) {
 		env                   map[string]string
 		refused               string
 	}{
-		{"own authority", "8883", "ca.pem", nil, ""},
-		{"wrong authority", "8883", "other.pem", nil, "unknown authority"},
-		{"client certificate", "8884", "ca.pem", client, ""},
-		{"client certificate missing", "8884", "ca.pem", nil, "certificate required"},
+		{
+			"own authority",
+			"8883",
+			"ca.pem",
+			nil,
+			"",
+		},
+		{
+			"wrong authority",
+			"8883",
+			"other.pem",
+			nil,
+			"unknown authority",
+		},
+		{
+			"client certificate",
+			"8884",
+			"ca.pem",
+			client,
+			"",
+		},
+		{
+			"client certificate missing",
+			"8884",
+			"ca.pem",
+			nil,
+			"certificate required",
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			one := *d
@@ -750,7 +805,11 @@ func TestTLS(t *testing.T) {
 			one.proxy = newProxy(t, d.gateway(), func() string { return d.addressOf(d.broker) + ":" + row.port })
 			one.proxy.set(func(p *proxy) { p.opaque = true })
 			_, port, _ := net.SplitHostPort(one.proxy.address)
-			env := map[string]string{"BROKER": "ssl://secure:" + port, "CA_FILE": directory + "/" + row.authority, "TOPIC": "sip"}
+			env := map[string]string{
+				"BROKER":  "ssl://secure:" + port,
+				"CA_FILE": directory + "/" + row.authority,
+				"TOPIC":   "sip",
+			}
 			for name, value := range row.env {
 				env[name] = value
 			}
@@ -767,7 +826,8 @@ func TestTLS(t *testing.T) {
 			} else {
 				eventually(t, 10*time.Second, "an error in the log", func() bool {
 					text := logs(t, one.sensor)
-					return strings.Contains(text, `"level":"ERROR"`) && strings.Contains(text, row.refused) && strings.Contains(text, "CA_FILE")
+					return strings.Contains(text, `"level":"ERROR"`) && strings.Contains(text, row.refused) &&
+						strings.Contains(text, "CA_FILE")
 				})
 				if s := stats(t, one.sensor); s.Published != 0 || s.Dropped != 0 {
 					t.Errorf("the counters say %+v", s)
@@ -795,7 +855,11 @@ func TestWill(t *testing.T) {
 	}
 	d.start(map[string]string{"STATUS_TOPIC": "status"})
 	eventually(t, 5*time.Second, "online", func() bool { return last() == "online" })
-	if _, err := docker.ContainerKill(t.Context(), d.sensor.GetContainerID(), client.ContainerKillOptions{Signal: "KILL"}); err != nil {
+	if _, err := docker.ContainerKill(
+		t.Context(),
+		d.sensor.GetContainerID(),
+		client.ContainerKillOptions{Signal: "KILL"},
+	); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, "offline", func() bool { return last() == "offline" })
@@ -882,7 +946,10 @@ func TestDeviceComesBack(t *testing.T) {
 	}
 	d := newDelivery(t)
 	topic := subscribe(t, d.broker.address, "sip")
-	sleep := []testcontainers.ContainerCustomizer{testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("infinity")}
+	sleep := []testcontainers.ContainerCustomizer{
+		testcontainers.WithEntrypoint("sleep"),
+		testcontainers.WithCmd("infinity"),
+	}
 	near := startContainer(t, mosquittoImage, append(sleep, onNetwork(d.network))...)
 	far := startContainer(t, mosquittoImage, append(sleep, onNetwork("none"))...)
 	ip := func(c testcontainers.Container, arguments string) {
@@ -901,17 +968,35 @@ func TestDeviceComesBack(t *testing.T) {
 	}
 	sendFar := func(first, last int) {
 		// bash writes line by line, cat a file at once: one datagram each.
-		script := fmt.Sprintf(`for i in $(seq -f %%08g %d %d); do printf 'OPTIONS sip:bob@192.0.2.2 SIP/2.0\r\nCall-ID: number-%%s\r\n\r\n' $i >/tmp/m; cat /tmp/m >/dev/udp/10.99.0.1/5060; done`, first, last)
+		script := fmt.Sprintf(
+			`for i in $(seq -f %%08g %d %d); do printf 'OPTIONS sip:bob@192.0.2.2 SIP/2.0\r\nCall-ID: number-%%s\r\n\r\n' $i >/tmp/m; cat /tmp/m >/dev/udp/10.99.0.1/5060; done`,
+			first,
+			last,
+		)
 		execute(t, far, "bash", "-c", script)
 	}
 	plug()
-	d.sensor = startSensor(t, sameNetworkAs(near), map[string]string{"INTERFACE": "tap0", "BROKER": d.proxy.url(), "TOPIC": "sip"})
+	d.sensor = startSensor(
+		t,
+		sameNetworkAs(near),
+		map[string]string{"INTERFACE": "tap0", "BROKER": d.proxy.url(), "TOPIC": "sip"},
+	)
 	sendFar(1, 100)
 	checkArrivals(t, topic.exactly(t, 100), 1, 100)
 	ip(near, "link del tap0")
-	eventually(t, 10*time.Second, "the loss in the log", func() bool { return strings.Contains(logs(t, d.sensor), `"level":"ERROR"`) })
+	eventually(
+		t,
+		10*time.Second,
+		"the loss in the log",
+		func() bool { return strings.Contains(logs(t, d.sensor), `"level":"ERROR"`) },
+	)
 	plug()
-	eventually(t, 20*time.Second, "capturing again", func() bool { return strings.Contains(logs(t, d.sensor), "capturing again") })
+	eventually(
+		t,
+		20*time.Second,
+		"capturing again",
+		func() bool { return strings.Contains(logs(t, d.sensor), "capturing again") },
+	)
 	sendFar(101, 200)
 	checkArrivals(t, topic.exactly(t, 200), 1, 200)
 	stopSensor(t, d.sensor)

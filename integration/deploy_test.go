@@ -50,7 +50,9 @@ func debName(architecture string) string {
 }
 
 func rpmName(architecture string) string {
-	return "sip-capture-" + packageVersion + "-1." + map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[architecture] + ".rpm"
+	return "sip-capture-" + packageVersion + "-1." +
+		map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[architecture] +
+		".rpm"
 }
 
 func sha256File(t *testing.T, path string) string {
@@ -87,7 +89,9 @@ func TestPackages(t *testing.T) {
 	directory := packagesDirectory(t)
 	host := startHost(t, "none", bound(directory, "/dist"))
 
-	sums := strings.Fields(bash(t, host, "cd /dist && sha256sum --check --strict SHA256SUMS >&2 && cut -d ' ' -f 3 SHA256SUMS"))
+	sums := strings.Fields(
+		bash(t, host, "cd /dist && sha256sum --check --strict SHA256SUMS >&2 && cut -d ' ' -f 3 SHA256SUMS"),
+	)
 	entries, err := os.ReadDir(directory)
 	if err != nil {
 		t.Fatal(err)
@@ -95,12 +99,14 @@ func TestPackages(t *testing.T) {
 	if len(entries) != 10 {
 		t.Errorf("%d files in %s, want 4 for each architecture, those to copy and SHA256SUMS", len(entries), directory)
 	}
-	archive := "tar -xzOf /dist/sip-capture_" + strings.TrimPrefix(version, "v") + "_deploy.tar.gz deploy/kubernetes.yaml"
+	archive := "tar -xzOf /dist/sip-capture_" + strings.TrimPrefix(version, "v") +
+		"_deploy.tar.gz deploy/kubernetes.yaml"
 	if bash(t, host, archive) != string(deployFile(t, "kubernetes.yaml")) {
 		t.Error("the archive has another kubernetes.yaml")
 	}
 	for _, entry := range entries {
-		if entry.Name() != "SHA256SUMS" && !slices.ContainsFunc(sums, func(line string) bool { return strings.HasSuffix(line, entry.Name()) }) {
+		if entry.Name() != "SHA256SUMS" &&
+			!slices.ContainsFunc(sums, func(line string) bool { return strings.HasSuffix(line, entry.Name()) }) {
 			t.Errorf("%s is not in SHA256SUMS", entry.Name())
 		}
 	}
@@ -119,15 +125,24 @@ func TestPackages(t *testing.T) {
 			if binary.Machine != machine {
 				t.Errorf("the binary is for %s", binary.Machine)
 			}
-			if text := bash(t, host, "file --brief /dist/"+name); !strings.Contains(text, "statically linked") || !strings.Contains(text, "stripped") {
+			if text := bash(t, host, "file --brief /dist/"+
+				name); !strings.Contains(text, "statically linked") || !strings.Contains(text, "stripped") {
 				t.Errorf("file says: %s", text)
 			}
 
-			fields := bash(t, host, "dpkg-deb --show --showformat='${Package} ${Version} ${Architecture}' /dist/"+debName(architecture))
+			fields := bash(
+				t,
+				host,
+				"dpkg-deb --show --showformat='${Package} ${Version} ${Architecture}' /dist/"+debName(architecture),
+			)
 			if want := "sip-capture " + packageVersion + " " + architecture; fields != want {
 				t.Errorf("the deb is %q, want %q", fields, want)
 			}
-			if got := bash(t, host, "dpkg-deb --fsys-tarfile /dist/"+debName(architecture)+" | tar -xO ./usr/bin/sip-capture | sha256sum"); !strings.HasPrefix(got, sum) {
+			if got := bash(
+				t,
+				host,
+				"dpkg-deb --fsys-tarfile /dist/"+debName(architecture)+" | tar -xO ./usr/bin/sip-capture | sha256sum",
+			); !strings.HasPrefix(got, sum) {
 				t.Errorf("the binary of the deb has the SHA-256 %s, want %s", got, sum)
 			}
 			// What installing writes, with its owner and mode.
@@ -137,22 +152,41 @@ func TestPackages(t *testing.T) {
 				"-rw-r--r--root/root./usr/share/doc/sip-capture/README.md " +
 				"-rw-r--r--root/root./usr/share/doc/sip-capture/copyright " +
 				"-rw-r--r--root/root./usr/share/man/man8/sip-capture.8.gz "
-			if got := bash(t, host, "dpkg-deb --contents /dist/"+debName(architecture)+` | awk '/^-/ { printf "%s%s%s ", $1, $2, $6 }'`); got != want {
+			if got := bash(
+				t,
+				host,
+				"dpkg-deb --contents /dist/"+debName(architecture)+` | awk '/^-/ { printf "%s%s%s ", $1, $2, $6 }'`,
+			); got != want {
 				t.Errorf("the deb has\n%s, want\n%s", got, want)
 			}
-			if got := bash(t, host, "dpkg-deb --info /dist/"+debName(architecture)+" conffiles"); got != "/etc/sip-capture/sip-capture.env\n" {
+			if got := bash(
+				t,
+				host,
+				"dpkg-deb --info /dist/"+debName(architecture)+" conffiles",
+			); got != "/etc/sip-capture/sip-capture.env\n" {
 				t.Errorf("conffiles: %q", got)
 			}
 
-			rpm := bash(t, host, "rpm --checksig /dist/"+rpmName(architecture)+" >&2; rpm -qp --queryformat '%{NAME} %{VERSION} %{ARCH} %{LICENSE}' --dump /dist/"+rpmName(architecture))
-			rpmArchitecture := strings.Split(rpmName(architecture), ".")[len(strings.Split(rpmName(architecture), "."))-2]
+			rpm := bash(
+				t,
+				host,
+				"rpm --checksig /dist/"+rpmName(architecture)+
+					" >&2; rpm -qp --queryformat '%{NAME} %{VERSION} %{ARCH} %{LICENSE}' --dump /dist/"+
+					rpmName(architecture),
+			)
+			rpmArchitecture := strings.Split(rpmName(architecture),
+				".")[len(strings.Split(rpmName(architecture), "."))-2]
 			if !strings.Contains(rpm, "sip-capture "+packageVersion+" "+rpmArchitecture+" MIT") {
 				t.Errorf("the rpm is %s", rpm)
 			}
 			if !strings.Contains(rpm, "/usr/bin/sip-capture ") || !strings.Contains(rpm, sum) {
 				t.Errorf("the rpm has another binary: %s", rpm)
 			}
-			if got := bash(t, host, "rpm -qp --configfiles /dist/"+rpmName(architecture)); got != "/etc/sip-capture/sip-capture.env\n" {
+			if got := bash(
+				t,
+				host,
+				"rpm -qp --configfiles /dist/"+rpmName(architecture),
+			); got != "/etc/sip-capture/sip-capture.env\n" {
 				t.Errorf("configuration files of the rpm: %q", got)
 			}
 
@@ -162,24 +196,55 @@ func TestPackages(t *testing.T) {
 	}
 
 	// The manual page is what -help prints, with roff's hyphens and backslashes.
-	page := bash(t, host, "dpkg-deb --fsys-tarfile /dist/"+debName("amd64")+" | tar -xO ./usr/share/man/man8/sip-capture.8.gz | gzip -d | sed -e 's/\\\\-/-/g' -e 's/\\\\e/\\\\/g' -e 's/\\\\&//'")
-	help, err := exec.Command(filepath.Join(directory, "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH), "-help").Output()
+	page := bash(
+		t,
+		host,
+		"dpkg-deb --fsys-tarfile /dist/"+debName("amd64")+
+			" | tar -xO ./usr/share/man/man8/sip-capture.8.gz | gzip -d | sed -e 's/\\\\-/-/g' -e 's/\\\\e/\\\\/g' -e 's/\\\\&//'",
+	)
+	help, err := exec.Command(
+		filepath.Join(directory, "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH),
+		"-help",
+	).Output()
 	if err != nil || !strings.HasPrefix(page, ".TH SIP-CAPTURE 8 ") || !strings.Contains(page, string(help)) {
 		t.Errorf("%v; the manual page is\n%s", err, page)
 	}
 
 	// The licenses of what is linked into the binary.
-	copyright := bash(t, host, "dpkg-deb --fsys-tarfile /dist/"+debName("amd64")+" | tar -xO ./usr/share/doc/sip-capture/copyright")
-	for _, name := range []string{"MIT License", "google/gopacket", "eclipse/paho.mqtt.golang", "caarlos0/env", "usr/local/go/LICENSE", "libpcap0.8-dev/copyright", "libc6-dev/copyright"} {
+	copyright := bash(
+		t,
+		host,
+		"dpkg-deb --fsys-tarfile /dist/"+debName("amd64")+" | tar -xO ./usr/share/doc/sip-capture/copyright",
+	)
+	for _, name := range []string{
+		"MIT License",
+		"google/gopacket",
+		"eclipse/paho.mqtt.golang",
+		"caarlos0/env",
+		"usr/local/go/LICENSE",
+		"libpcap0.8-dev/copyright",
+		"libc6-dev/copyright",
+	} {
 		if !strings.Contains(copyright, name) {
 			t.Errorf("no license of %s in the package", name)
 		}
 	}
 
 	// The image's binary is the release's.
-	c := startContainer(t, sensorImage, append(sensorRequest("none", nil), testcontainers.WithCmd("-version"), testcontainers.WithWaitStrategy(wait.ForExit()))...)
+	c := startContainer(
+		t,
+		sensorImage,
+		append(
+			sensorRequest("none", nil),
+			testcontainers.WithCmd("-version"),
+			testcontainers.WithWaitStrategy(wait.ForExit()),
+		)...,
+	)
 	image := fmt.Sprintf("%x", sha256.Sum256(fileFrom(t, c, "/sip-capture")))
-	if released := sha256File(t, filepath.Join(directory, "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH)); image != released {
+	if released := sha256File(
+		t,
+		filepath.Join(directory, "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH),
+	); image != released {
 		t.Errorf("the image's binary has the SHA-256 %s, the release's %s", image, released)
 	}
 }
@@ -196,14 +261,24 @@ func runBinary(t *testing.T, architecture, path string) {
 			}
 		}
 		if emulator == nil {
-			t.Logf("there is no qemu-%s on this machine: the binary for %s is inspected, but not run", machine, architecture)
+			t.Logf(
+				"there is no qemu-%s on this machine: the binary for %s is inspected, but not run",
+				machine,
+				architecture,
+			)
 			return
 		}
 	}
 	for argument, want := range map[string]string{"-version": version + "\n", "-check": "configuration ok\n"} {
 		command := append(slices.Clone(emulator), path, argument)
 		run := exec.Command(command[0], command[1:]...)
-		run.Env = append(os.Environ(), "TOPIC=sip", "INTERFACE=lo", "BPF_FILTER=port 5060", "SIP_FILTER=(method invite)")
+		run.Env = append(
+			os.Environ(),
+			"TOPIC=sip",
+			"INTERFACE=lo",
+			"BPF_FILTER=port 5060",
+			"SIP_FILTER=(method invite)",
+		)
 		if output, err := run.CombinedOutput(); err != nil || !strings.HasSuffix(string(output), want) {
 			t.Errorf("%s: %v, %q", command, err, output)
 		}
@@ -233,8 +308,10 @@ func checkSBOM(t *testing.T, binary, sum string) {
 	if err := json.Unmarshal(content, &sbom); err != nil {
 		t.Fatal(err)
 	}
-	if sbom.SPDXVersion != "SPDX-2.3" || sbom.DataLicense != "CC0-1.0" || sbom.SPDXID != "SPDXRef-DOCUMENT" || sbom.Name == "" ||
-		!strings.HasPrefix(sbom.DocumentNamespace, "https://") || sbom.CreationInfo.Created.IsZero() || len(sbom.CreationInfo.Creators) == 0 {
+	if sbom.SPDXVersion != "SPDX-2.3" || sbom.DataLicense != "CC0-1.0" || sbom.SPDXID != "SPDXRef-DOCUMENT" ||
+		sbom.Name == "" ||
+		!strings.HasPrefix(sbom.DocumentNamespace, "https://") || sbom.CreationInfo.Created.IsZero() ||
+		len(sbom.CreationInfo.Creators) == 0 {
 		t.Errorf("the document is %+v", sbom)
 	}
 	build, err := buildinfo.ReadFile(binary)
@@ -247,7 +324,9 @@ func checkSBOM(t *testing.T, binary, sum string) {
 	}
 	ids, got, libraries := map[string]bool{sbom.SPDXID: true}, []string{}, []string{}
 	for _, p := range sbom.Packages {
-		if !regexp.MustCompile(`^SPDXRef-[a-zA-Z0-9.-]+$`).MatchString(p.SPDXID) || ids[p.SPDXID] || p.DownloadLocation == "" || len(p.ExternalRefs) != 1 {
+		if !regexp.MustCompile(`^SPDXRef-[a-zA-Z0-9.-]+$`).MatchString(p.SPDXID) || ids[p.SPDXID] ||
+			p.DownloadLocation == "" ||
+			len(p.ExternalRefs) != 1 {
 			t.Errorf("package %+v", p)
 		}
 		ids[p.SPDXID] = true
@@ -263,7 +342,8 @@ func checkSBOM(t *testing.T, binary, sum string) {
 	if !slices.Contains(libraries, "libpcap0.8-dev") || !slices.Contains(libraries, "libc6-dev") {
 		t.Errorf("libraries %q", libraries)
 	}
-	if checksums := sbom.Packages[0].Checksums; len(checksums) != 1 || checksums[0].Algorithm != "SHA256" || checksums[0].ChecksumValue != sum {
+	if checksums := sbom.Packages[0].Checksums; len(checksums) != 1 || checksums[0].Algorithm != "SHA256" ||
+		checksums[0].ChecksumValue != sum {
 		t.Errorf("checksums of the binary: %v, want %s", checksums, sum)
 	}
 	if len(sbom.Relationships) != len(sbom.Packages) {
@@ -287,9 +367,16 @@ func startCloud(t *testing.T, networkName string) testcontainers.Container {
 	configuration := string(deployFile(t, "mosquitto.conf"))
 	write(t, c, "/etc/mosquitto/conf.d/sensors.conf", configuration)
 	// One more user, for the bridge.
-	write(t, c, "/etc/mosquitto/acl", string(deployFile(t, "mosquitto-acl"))+"\nuser site1\ntopic write site1/sip\n\nuser reader\ntopic read site1/sip\n")
+	write(
+		t,
+		c,
+		"/etc/mosquitto/acl",
+		string(deployFile(t, "mosquitto-acl"))+
+			"\nuser site1\ntopic write site1/sip\n\nuser reader\ntopic read site1/sip\n",
+	)
 	var passwords []string // the commands in its first lines
-	for _, command := range regexp.MustCompile(`(?m)^#   (mosquitto_passwd .*)$`).FindAllStringSubmatch(configuration, -1) {
+	for _, command := range regexp.MustCompile(`(?m)^#   (mosquitto_passwd .*)$`).FindAllStringSubmatch(configuration,
+		-1) {
 		passwords = append(passwords, command[1])
 	}
 	bash(t, c, strings.Join(passwords, "\n")+"\nmosquitto_passwd -b /etc/mosquitto/passwd site1 change-me\n"+`
@@ -307,12 +394,16 @@ mosquitto -d -c /etc/mosquitto/conf.d/sensors.conf`)
 	return c
 }
 
-// subscribeAt starts a subscriber in the cloud's container, with a user of its own, and returns what has it received so far.
+// subscribeAt starts a subscriber in the cloud's container, with a user of its own, and returns what has it
+// received so far.
 func subscribeAt(t *testing.T, c testcontainers.Container, user, topics string) (received func() []string) {
 	t.Helper()
 	file := "/tmp/received-by-" + user
 	bash(t, c, `: >`+file+`
-stdbuf -oL mosquitto_sub -h broker.example -p 8883 --cafile /ca.pem -u `+user+` -P `+user+`-secret -q 1 `+topics+` -F '%t %p' -d >>`+file+` 2>&1 &
+stdbuf -oL mosquitto_sub -h broker.example -p 8883 --cafile /ca.pem -u `+user+` -P `+user+`-secret -q 1 `+topics+
+		` -F '%t %p' -d >>`+
+		file+
+		` 2>&1 &
 until grep -q ^Subscribed `+file+`; do sleep 0.1; done`)
 	return func() (messages []string) {
 		for line := range strings.Lines(bash(t, c, "grep -vE '^(Client|Subscribed) ' "+file+" || true")) {
@@ -364,17 +455,23 @@ func startMachine(t *testing.T, networkName string, options ...testcontainers.Co
 
 // invite is a message that the filter in the example environment file selects.
 func invite(number int) string {
-	return fmt.Sprintf(`INVITE sip:bob@198.51.100.2 SIP/2.0\r\nTo: <sip:bob@198.51.100.2>\r\nCall-ID: service-%d\r\nCSeq: 1 INVITE\r\n\r\n`, number)
+	return fmt.Sprintf(
+		`INVITE sip:bob@198.51.100.2 SIP/2.0\r\nTo: <sip:bob@198.51.100.2>\r\nCall-ID: service-%d\r\nCSeq: 1 INVITE\r\n\r\n`,
+		number,
+	)
 }
 
-// TestService does what the README tells an operator to do: install the deb on a machine with two network cards, behind a
-// firewall, with a broker that allows nothing but what is needed. systemd runs the sensor with all settings of the unit.
+// TestService does what the README tells an operator to do: install the deb on a machine with two network
+// cards, behind a
+// firewall, with a broker that allows nothing but what is needed. systemd runs the sensor with all settings
+// of the unit.
 // Then it is stopped, killed, installed again, and removed; and the same with the rpm.
 func TestService(t *testing.T) {
 	t.Parallel()
 	networkName := newNetwork(t)
 	cloud := startCloud(t, networkName)
-	machine := startMachine(t, networkName, bound(packagesDirectory(t), "/root/dist"), testcontainers.WithConfigModifier(func(c *container.Config) {
+	machine := startMachine(t, networkName, bound(packagesDirectory(t),
+		"/root/dist"), testcontainers.WithConfigModifier(func(c *container.Config) {
 		c.WorkingDir = "/root"
 	}))
 	authority := string(fileFrom(t, cloud, "/ca.pem"))
@@ -405,25 +502,34 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	})
 	write(t, machine, "/root/sensor.nft", string(deployFile(t, "sensor.nft")))
 	bash(t, machine, "nft -f sensor.nft")
-	if reaches(cloud, "machine/2323") || reaches(machine, "broker.example/2323") || !reaches(machine, "broker.example/8883") {
+	if reaches(cloud, "machine/2323") || reaches(machine, "broker.example/2323") ||
+		!reaches(machine, "broker.example/8883") {
 		t.Error("the firewall lets too much through, or too little")
 	}
 
 	// Installed, but without a topic: not started, and a start says why and is not repeated.
 	install := readmeBlock(t, "sh", "integration/packages.sh v0.1.0 dist")
 	lines := strings.Split(strings.TrimSpace(install), "\n")
-	if len(lines) != 5 || !strings.HasPrefix(lines[0], "integration/packages.sh v0.1.0 dist") || !strings.HasPrefix(lines[3], "editor ") {
+	if len(lines) != 5 || !strings.HasPrefix(lines[0], "integration/packages.sh v0.1.0 dist") ||
+		!strings.HasPrefix(lines[3], "editor ") {
 		t.Fatalf("the README installs by\n%s", install)
 	}
 	debInstall := replaced(t, lines[1], "sip-capture_0.1.0_amd64.deb", debName(runtime.GOARCH))
 	bash(t, machine, debInstall)
-	if systemctl("is-enabled sip-capture || true") != "disabled" || systemctl("is-active sip-capture || true") != "inactive" {
+	if systemctl("is-enabled sip-capture || true") != "disabled" ||
+		systemctl("is-active sip-capture || true") != "inactive" {
 		t.Error("the installation has started the service, or enabled it")
 	}
 	bash(t, machine, "systemctl start sip-capture")
 	eventually(t, 10*time.Second, "the start fails", func() bool { return property("ActiveState") == "failed" })
-	if log := journal(t, machine); property("ExecMainStatus") != "2" || property("NRestarts") != "0" || !strings.Contains(log, "TOPIC: ") {
-		t.Errorf("without a topic: status %s, %s restarts, log:\n%s", property("ExecMainStatus"), property("NRestarts"), log)
+	if log := journal(t, machine); property("ExecMainStatus") != "2" || property("NRestarts") != "0" ||
+		!strings.Contains(log, "TOPIC: ") {
+		t.Errorf(
+			"without a topic: status %s, %s restarts, log:\n%s",
+			property("ExecMainStatus"),
+			property("NRestarts"),
+			log,
+		)
 	}
 
 	// The editor of the README's commands is a script here, which takes the file's own examples.
@@ -442,7 +548,9 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	// What systemd says of the settings, and what the process has become by them.
 	security := bash(t, machine, readmeInline(t, "systemd-analyze security")+" --no-pager")
 	said := regexp.MustCompile("`systemd-analyze security sip-capture` says ([0-9.]+) ").FindStringSubmatch(readme(t))
-	level := regexp.MustCompile(`Overall exposure level for sip-capture.service: ([0-9.]+) OK`).FindStringSubmatch(security)
+	level := regexp.MustCompile(
+		`Overall exposure level for sip-capture.service: ([0-9.]+) OK`,
+	).FindStringSubmatch(security)
 	if said == nil || level == nil || said[1] != level[1] {
 		t.Errorf("the README says %q, systemd-analyze:\n%s", said, security)
 	}
@@ -456,15 +564,42 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 		"Uid":    strings.TrimSpace(strings.Repeat(strings.TrimSpace(bash(t, machine, "id -u sip-capture"))+" ", 4)),
 	})
 	// Even root can't write in what the process has for a file system; and there is no core dump, and no swap space.
-	for _, directory := range []string{"/", "/etc/sip-capture", "/tmp", "/var/tmp", "/var/lib", "/run", "/home", "/dev", "/sys/fs/cgroup", "/usr/bin"} {
-		if code := status(t, machine, "nsenter", "--mount", "--target="+process, "touch", directory+"/written"); code == 0 {
+	for _, directory := range []string{
+		"/",
+		"/etc/sip-capture",
+		"/tmp",
+		"/var/tmp",
+		"/var/lib",
+		"/run",
+		"/home",
+		"/dev",
+		"/sys/fs/cgroup",
+		"/usr/bin",
+	} {
+		if code := status(
+			t,
+			machine,
+			"nsenter",
+			"--mount",
+			"--target="+process,
+			"touch",
+			directory+"/written",
+		); code == 0 {
 			t.Errorf("%s can be written to", directory)
 		}
 	}
-	if limits := bash(t, machine, "grep 'Max core file size' /proc/"+process+"/limits"); strings.Join(strings.Fields(limits), " ") != "Max core file size 0 0 bytes" {
+	if limits := bash(
+		t,
+		machine,
+		"grep 'Max core file size' /proc/"+process+"/limits",
+	); strings.Join(strings.Fields(limits), " ") != "Max core file size 0 0 bytes" {
 		t.Errorf("limits: %s", limits)
 	}
-	if text := bash(t, machine, readmeInline(t, "systemctl status")+" --no-pager"); !strings.Contains(text, "active (running)") {
+	if text := bash(
+		t,
+		machine,
+		readmeInline(t, "systemctl status")+" --no-pager",
+	); !strings.Contains(text, "active (running)") {
 		t.Errorf("systemctl status: %s", text)
 	}
 	bash(t, machine, readmeInline(t, "systemctl set-property"))
@@ -478,7 +613,12 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 
 	// It does its work: of two messages on the second card, the filter selects one.
 	send := func(number int) {
-		bash(t, machine, `ip netns exec switch bash -c "printf '`+invite(number)+`' | cat >/dev/udp/198.51.100.2/5060; printf 'OPTIONS sip:x SIP/2.0\r\n\r\n' | cat >/dev/udp/198.51.100.2/5060"`)
+		bash(
+			t,
+			machine,
+			`ip netns exec switch bash -c "printf '`+invite(number)+
+				`' | cat >/dev/udp/198.51.100.2/5060; printf 'OPTIONS sip:x SIP/2.0\r\n\r\n' | cat >/dev/udp/198.51.100.2/5060"`,
+		)
 	}
 	arrived := func(want ...string) {
 		t.Helper()
@@ -502,24 +642,42 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	// The rules for Prometheus are made for these metrics.
 	metrics := readmeInline(t, "curl -s http://127.0.0.1:9464/metrics")
 	bash(t, machine, metrics+" | promtool check metrics")
-	if text := bash(t, machine, readmeInline(t, "curl -s http://127.0.0.1:9464/healthz")); text != "down 0\nreopened 0\nconnected true\n" {
+	if text := bash(
+		t,
+		machine,
+		readmeInline(t, "curl -s http://127.0.0.1:9464/healthz"),
+	); text != "down 0\nreopened 0\nconnected true\n" {
 		t.Errorf("/healthz says %q", text)
 	}
 	checkAlerts(t, machine, bash(t, machine, metrics))
 
-	// It comes back when it is killed, and an installation of the same package again starts it anew with the same settings.
+	// It comes back when it is killed, and an installation of the same package again starts it anew with the
+	// same settings.
 	bash(t, machine, "systemctl kill --signal=KILL sip-capture")
 	eventually(t, 20*time.Second, "it is restarted", func() bool { return property("NRestarts") == "1" && connected() })
 	arrived("sip/status online", "sip service-1", "sip/status offline", "sip/status online")
 	process = property("MainPID")
 	bash(t, machine, replaced(t, debInstall, "apt install", "apt install --reinstall"))
-	if again := property("MainPID"); again == process || again == "0" || systemctl("is-active sip-capture") != "active" {
+	if again := property("MainPID"); again == process || again == "0" ||
+		systemctl("is-active sip-capture") != "active" {
 		t.Errorf("after an upgrade the process is %s, was %s", again, process)
 	}
-	bash(t, machine, "grep -q ^TOPIC=sip$ /etc/sip-capture/sip-capture.env && [ \"$(stat -c %a /etc/sip-capture/sip-capture.env)\" = 600 ]")
+	bash(
+		t,
+		machine,
+		"grep -q ^TOPIC=sip$ /etc/sip-capture/sip-capture.env && [ \"$(stat -c %a /etc/sip-capture/sip-capture.env)\" = 600 ]",
+	)
 	eventually(t, 20*time.Second, "it is connected again", connected)
 	send(2)
-	arrived("sip/status online", "sip service-1", "sip/status offline", "sip/status online", "sip/status offline", "sip/status online", "sip service-2")
+	arrived(
+		"sip/status online",
+		"sip service-1",
+		"sip/status offline",
+		"sip/status online",
+		"sip/status offline",
+		"sip/status online",
+		"sip service-2",
+	)
 	if messages := leaked(); len(messages) > 0 {
 		t.Errorf("the sensor's user may read: %q", messages)
 	}
@@ -530,7 +688,11 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 		t.Errorf("stopped with %s, status %s", property("Result"), property("ExecMainStatus"))
 	}
 	bash(t, machine, "systemctl start sip-capture; "+readmeInline(t, "apt purge sip-capture")+" --yes")
-	left := bash(t, machine, "find / -xdev -name '*sip-capture*' -not -path '/proc/*' -not -path '/root/*' | sort; ls /etc/sip-capture; pgrep -x sip-capture || true")
+	left := bash(
+		t,
+		machine,
+		"find / -xdev -name '*sip-capture*' -not -path '/proc/*' -not -path '/root/*' | sort; ls /etc/sip-capture; pgrep -x sip-capture || true",
+	)
 	if left != "/etc/sip-capture\nca.pem\npassword\n" {
 		t.Errorf("after the removal there is still\n%s", left)
 	}
@@ -538,17 +700,29 @@ ip -n switch neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev mirror nud perm
 	// Debian's rpm knows of no packages here, so that the one that has useradd can't be found.
 	rpm := rpmName(runtime.GOARCH)
 	bash(t, machine, "rm -r /etc/sip-capture; rpm --install --nodeps dist/"+rpm+"; rpm --verify --nodeps sip-capture")
-	if got := bash(t, machine, "sip-capture -version; systemctl is-enabled sip-capture || true"); got != version+"\ndisabled\n" {
+	if got := bash(
+		t,
+		machine,
+		"sip-capture -version; systemctl is-enabled sip-capture || true",
+	); got != version+"\ndisabled\n" {
 		t.Errorf("the rpm is installed: %q", got)
 	}
-	bash(t, machine, "sed -i -e s/^TOPIC=/TOPIC=sip/ -e 's/^#INTERFACE=any/INTERFACE=lo/' /etc/sip-capture/sip-capture.env; systemctl enable --quiet --now sip-capture; sleep 1")
+	bash(
+		t,
+		machine,
+		"sed -i -e s/^TOPIC=/TOPIC=sip/ -e 's/^#INTERFACE=any/INTERFACE=lo/' /etc/sip-capture/sip-capture.env; systemctl enable --quiet --now sip-capture; sleep 1",
+	)
 	process = property("MainPID")
 	bash(t, machine, "rpm --upgrade --force --nodeps dist/"+rpm)
 	if again := property("MainPID"); again == process || again == "0" {
 		t.Errorf("after an upgrade of the rpm the process is %s, was %s", again, process)
 	}
 	bash(t, machine, "grep -q ^TOPIC=sip$ /etc/sip-capture/sip-capture.env; rpm --erase sip-capture")
-	left = bash(t, machine, "find / -xdev -name '*sip-capture*' -not -path '/proc/*' -not -path '/root/*' | sort; pgrep -x sip-capture || true")
+	left = bash(
+		t,
+		machine,
+		"find / -xdev -name '*sip-capture*' -not -path '/proc/*' -not -path '/root/*' | sort; pgrep -x sip-capture || true",
+	)
 	if left != "/etc/sip-capture\n/etc/sip-capture/sip-capture.env.rpmsave\n" {
 		t.Errorf("after the removal of the rpm there is still\n%s", left)
 	}
@@ -579,7 +753,8 @@ func checkStatus(t *testing.T, status string, want map[string]string) {
 	}
 }
 
-// checkAlerts has promtool check deploy/prometheus-rules.yml, with series that must and must not raise each alert. All metrics that
+// checkAlerts has promtool check deploy/prometheus-rules.yml, with series that must and must not raise each
+// alert. All metrics that
 // the rules name are among those of a sensor.
 func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string) {
 	t.Helper()
@@ -593,13 +768,48 @@ func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string)
 	// Values are sampled each minute; the alert is asked for after 30 minutes.
 	const healthy = "0x40"
 	tests := []struct{ alert, series, bad, good string }{
-		{"SipCaptureDown", `up{job="sip-capture",instance="a"}`, "0x40", "1x40"},
-		{"SipCaptureDisconnected", `sip_capture_connected{instance="a"}`, "0x40", "1x28 0x2 1x10"},
-		{"SipCaptureQueueFills", `sip_capture_queue_bytes{instance="a"}`, "40000000x40", "30000000x40"},
-		{"SipCaptureMessagesDropped", `sip_capture_messages_dropped_total{instance="a"}`, "0x28 5x12", healthy},
-		{"SipCaptureFramesDropped", `sip_capture_packets_dropped_total{instance="a"}`, "0x28 5x12", healthy},
-		{"SipCaptureMessagesIncomplete", `sip_capture_messages_discarded_total{instance="a",reason="stream_gap"}`, "0+12x40", "0+8x40"},
-		{"SipCaptureSilent", `sip_capture_packets_total{instance="a"}`, "7x40", "0+1x40"},
+		{
+			"SipCaptureDown",
+			`up{job="sip-capture",instance="a"}`,
+			"0x40",
+			"1x40",
+		},
+		{
+			"SipCaptureDisconnected",
+			`sip_capture_connected{instance="a"}`,
+			"0x40",
+			"1x28 0x2 1x10",
+		},
+		{
+			"SipCaptureQueueFills",
+			`sip_capture_queue_bytes{instance="a"}`,
+			"40000000x40",
+			"30000000x40",
+		},
+		{
+			"SipCaptureMessagesDropped",
+			`sip_capture_messages_dropped_total{instance="a"}`,
+			"0x28 5x12",
+			healthy,
+		},
+		{
+			"SipCaptureFramesDropped",
+			`sip_capture_packets_dropped_total{instance="a"}`,
+			"0x28 5x12",
+			healthy,
+		},
+		{
+			"SipCaptureMessagesIncomplete",
+			`sip_capture_messages_discarded_total{instance="a",reason="stream_gap"}`,
+			"0+12x40",
+			"0+8x40",
+		},
+		{
+			"SipCaptureSilent",
+			`sip_capture_packets_total{instance="a"}`,
+			"7x40",
+			"0+1x40",
+		},
 	}
 	names := regexp.MustCompile(`(?m)alert: (\w+)`).FindAllStringSubmatch(rules, -1)
 	if len(names) != len(tests) {
@@ -615,7 +825,9 @@ func checkAlerts(t *testing.T, machine testcontainers.Container, metrics string)
 			}
 			expected := "[]"
 			if values == test.bad {
-				expected = "[{exp_labels: {" + labels + "}, exp_annotations: {summary: " + strconv.Quote(summary(t, rules, test.alert)) + "}}]"
+				expected = "[{exp_labels: {" + labels + "}, exp_annotations: {summary: " +
+					strconv.Quote(summary(t, rules, test.alert)) +
+					"}}]"
 			}
 			fmt.Fprintf(&text, `  - interval: 1m
     input_series:
@@ -701,7 +913,8 @@ func TestEnvironmentFile(t *testing.T) {
 
 // --- Kubernetes ---
 
-// daemonSet is what deploy/kubernetes.yaml uses of Kubernetes' types; a field that isn't here is an error there. (It was
+// daemonSet is what deploy/kubernetes.yaml uses of Kubernetes' types; a field that isn't here is an error
+// there. (It was
 // read into the types of k8s.io/api, strictly, when it was written: they are too much to compile each time.)
 type daemonSet struct {
 	APIVersion string   `yaml:"apiVersion"`
@@ -810,12 +1023,14 @@ func manifest(t *testing.T) (d daemonSet, password string) {
 	if err := decoder.Decode(&struct{}{}); err != io.EOF {
 		t.Errorf("there is more in the example: %v", err)
 	}
-	if namespace.Kind+secret.Kind+d.Kind != "NamespaceSecretDaemonSet" || namespace.APIVersion+secret.APIVersion+d.APIVersion != "v1v1apps/v1" {
+	if namespace.Kind+secret.Kind+d.Kind != "NamespaceSecretDaemonSet" ||
+		namespace.APIVersion+secret.APIVersion+d.APIVersion != "v1v1apps/v1" {
 		t.Errorf("kinds %s, %s, %s", namespace.Kind, secret.Kind, d.Kind)
 	}
 	pod := d.Spec.Template.Spec
 	if secret.Metadata.Namespace != namespace.Metadata.Name || d.Metadata.Namespace != namespace.Metadata.Name ||
-		d.Spec.Selector.MatchLabels["app"] != d.Spec.Template.Metadata.Labels["app"] || pod.Volumes[0].Secret.SecretName != secret.Metadata.Name {
+		d.Spec.Selector.MatchLabels["app"] != d.Spec.Template.Metadata.Labels["app"] ||
+		pod.Volumes[0].Secret.SecretName != secret.Metadata.Name {
 		t.Error("the parts of the example don't fit together")
 	}
 	return d, secret.StringData["password"]
@@ -826,8 +1041,10 @@ func TestKubernetes(t *testing.T) {
 	d, password := manifest(t)
 	pod := d.Spec.Template.Spec
 	spec := pod.Containers[0]
-	if !pod.HostNetwork || !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.RunAsUser == 0 || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" ||
-		!spec.SecurityContext.ReadOnlyRootFilesystem || !slices.Equal(spec.SecurityContext.Capabilities.Drop, []string{"ALL"}) ||
+	if !pod.HostNetwork || !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.RunAsUser == 0 ||
+		pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" ||
+		!spec.SecurityContext.ReadOnlyRootFilesystem ||
+		!slices.Equal(spec.SecurityContext.Capabilities.Drop, []string{"ALL"}) ||
 		!slices.Equal(spec.SecurityContext.Capabilities.Add, []string{"NET_RAW"}) || pod.AutomountServiceAccountToken {
 		t.Errorf("not the settings that are promised: %+v", pod)
 	}
@@ -849,7 +1066,10 @@ func TestKubernetes(t *testing.T) {
 	if os.Getuid() != 0 {
 		mode |= 0o004 // only root can give it to that group
 	}
-	for name, content := range map[string][]byte{"password": []byte(password), "ca.pem": fileFrom(t, cloud, "/ca.pem")} {
+	for name, content := range map[string][]byte{
+		"password": []byte(password),
+		"ca.pem":   fileFrom(t, cloud, "/ca.pem"),
+	} {
 		path := filepath.Join(secrets, name)
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -867,7 +1087,8 @@ func TestKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Only these differ from the example: the broker's authority isn't the system's, the port for metrics may be taken on this
+	// Only these differ from the example: the broker's authority isn't the system's, the port for metrics may
+	// be taken on this
 	// machine, and frames of other tests must not be taken for this one's.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -879,7 +1100,11 @@ func TestKubernetes(t *testing.T) {
 	for _, variable := range spec.Env {
 		env[variable.Name] = variable.Value
 	}
-	if want := fmt.Sprintf("%s:%d", spec.LivenessProbe.HTTPGet.Host, spec.LivenessProbe.HTTPGet.Port); env["METRICS_ADDR"] != want {
+	if want := fmt.Sprintf(
+		"%s:%d",
+		spec.LivenessProbe.HTTPGet.Host,
+		spec.LivenessProbe.HTTPGet.Port,
+	); env["METRICS_ADDR"] != want {
 		t.Errorf("METRICS_ADDR is %s, but the probes go to %s", env["METRICS_ADDR"], want)
 	}
 	env["METRICS_ADDR"] = metricsAddress
@@ -887,7 +1112,8 @@ func TestKubernetes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sensor := startContainer(t, sensorImage, onNetwork("host"), testcontainers.WithEnv(env), testcontainers.WithEnv(map[string]string{"STATS_INTERVAL": "1s"}),
+	sensor := startContainer(t, sensorImage, onNetwork("host"), testcontainers.WithEnv(env),
+		testcontainers.WithEnv(map[string]string{"STATS_INTERVAL": "1s"}),
 		testcontainers.WithConfigModifier(func(c *container.Config) {
 			c.User = fmt.Sprintf("%d:%d", pod.SecurityContext.RunAsUser, pod.SecurityContext.RunAsGroup)
 		}),
@@ -902,7 +1128,9 @@ func TestKubernetes(t *testing.T) {
 			h.Binds = []string{secrets + ":" + spec.VolumeMounts[0].MountPath + ":ro"}
 			h.ExtraHosts = []string{"broker.example:" + address}
 		}),
-		testcontainers.WithWaitStrategy(wait.ForLog(`"msg":"stats".*"connected":true`).AsRegexp().WithStartupTimeout(20*time.Second)))
+		testcontainers.WithWaitStrategy(
+			wait.ForLog(`"msg":"stats".*"connected":true`).AsRegexp().WithStartupTimeout(20*time.Second),
+		))
 
 	response, err := http.Get("http://" + metricsAddress + spec.LivenessProbe.HTTPGet.Path)
 	if err != nil {
@@ -917,7 +1145,8 @@ func TestKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkStatus(t, string(processStatus), map[string]string{
-		"Uid": "65532 65532 65532 65532", "CapPrm": netRaw, "CapEff": netRaw, "CapBnd": netRaw, "CapAmb": "0000000000000000", "NoNewPrivs": "0", "Seccomp": "2",
+		"Uid": "65532 65532 65532 65532", "CapPrm": netRaw, "CapEff": netRaw,
+		"CapBnd": netRaw, "CapAmb": "0000000000000000", "NoNewPrivs": "0", "Seccomp": "2",
 	})
 
 	conn, err := net.Dial("udp4", "127.0.0.1:15061")
@@ -940,7 +1169,9 @@ func TestKubernetes(t *testing.T) {
 	}
 
 	// With escalation forbidden it takes root with this one capability: the README says so.
-	alternative := startContainer(t, sensorImage, onNetwork(networkName), testcontainers.WithEnv(map[string]string{"TOPIC": "sip", "INTERFACE": "eth0", "STATS_INTERVAL": "1s"}),
+	alternative := startContainer(t, sensorImage, onNetwork(networkName), testcontainers.WithEnv(
+		map[string]string{"TOPIC": "sip", "INTERFACE": "eth0", "STATS_INTERVAL": "1s"},
+	),
 		testcontainers.WithConfigModifier(func(c *container.Config) { c.User = "0:0" }),
 		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) {
 			h.CapDrop, h.CapAdd = spec.SecurityContext.Capabilities.Drop, spec.SecurityContext.Capabilities.Add
@@ -952,19 +1183,26 @@ func TestKubernetes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkStatus(t, string(processStatus), map[string]string{"Uid": "0 0 0 0", "CapEff": netRaw, "CapBnd": netRaw, "NoNewPrivs": "1"})
+	checkStatus(
+		t,
+		string(processStatus),
+		map[string]string{"Uid": "0 0 0 0", "CapEff": netRaw, "CapBnd": netRaw, "NoNewPrivs": "1"},
+	)
 }
 
 // --- GitHub ---
 
-// TestWorkflows: no action that isn't pinned by its commit, nobody who may do more than is said, and Dependabot looks at
+// TestWorkflows: no action that isn't pinned by its commit, nobody who may do more than is said, and
+// Dependabot looks at
 // all that is pinned. (actionlint, in test.sh, checks the rest.)
 func TestWorkflows(t *testing.T) {
 	files, err := filepath.Glob("../.github/workflows/*.yml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("workflows: %v, %v", files, err)
 	}
-	pinned := regexp.MustCompile(`^\s*(- )?uses: (\./\.github/workflows/[a-z]+\.yml|[a-z]+/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`)
+	pinned := regexp.MustCompile(
+		`^\s*(- )?uses: (\./\.github/workflows/[a-z]+\.yml|[a-z]+/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`,
+	)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {

@@ -106,7 +106,8 @@ var envelopeForm = regexp.MustCompile(`^\{"id":"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f
 	`"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z","index":\d+,"version":"` + regexp.QuoteMeta(version) + `",` +
 	`"signature":"[0-9a-f]{64}",("transport":"(udp|tcp|sctp|ws)","src":"[0-9a-f.:\[\]]+","dst":"[0-9a-f.:\[\]]+",)?"sip":"[A-Za-z0-9+/]+=*"\}$`)
 
-// checkEnvelopes asserts every promise that is made of an envelope, for messages captured since a time, and decodes them.
+// checkEnvelopes asserts every promise that is made of an envelope, for messages captured since a time, and
+// decodes them.
 func checkEnvelopes(t *testing.T, payloads [][]byte, since time.Time) (envelopes []envelope) {
 	t.Helper()
 	ids := map[string]bool{}
@@ -149,7 +150,14 @@ func checkLogs(t *testing.T, c testcontainers.Container, messages [][]byte) {
 			}
 		}
 	}
-	forbidden := map[string]bool{"SIP/2.0": true, "sip:": true, "INVITE": true, "Call-ID": true, "alice": true, "PCMA": true}
+	forbidden := map[string]bool{
+		"SIP/2.0": true,
+		"sip:":    true,
+		"INVITE":  true,
+		"Call-ID": true,
+		"alice":   true,
+		"PCMA":    true,
+	}
 	for _, m := range messages {
 		forbidden[base64.StdEncoding.EncodeToString(m)[:24]] = true
 		for _, address := range regexp.MustCompile(`@\[?([0-9a-f]+[.:][0-9a-f.:]*[0-9a-f])`).FindAllSubmatch(m, -1) {
@@ -170,7 +178,12 @@ func checkLogs(t *testing.T, c testcontainers.Container, messages [][]byte) {
 func TestCalls(t *testing.T) {
 	const calls = 100
 	begin := time.Now()
-	w := newWorld(t, "u1", "-", map[string]string{"METRICS_ADDR": ":9464", "LOG_LEVEL": "debug", "CLIENT_ID": "sensor-1"})
+	w := newWorld(
+		t,
+		"u1",
+		"-",
+		map[string]string{"METRICS_ADDR": ":9464", "LOG_LEVEL": "debug", "CLIENT_ID": "sensor-1"},
+	)
 	caller := makeCalls(t, w.network, "u1", "-", calls, 50)
 
 	want := sentBy(t, caller, w.callee)
@@ -179,7 +192,13 @@ func TestCalls(t *testing.T) {
 		kind, _, _ := strings.Cut(startLine(m), " sip:")
 		kinds[kind]++
 	}
-	for kind, n := range map[string]int{"INVITE": calls, "SIP/2.0 180 Ringing": calls, "ACK": calls, "BYE": calls, "SIP/2.0 200 OK": 2 * calls} {
+	for kind, n := range map[string]int{
+		"INVITE":              calls,
+		"SIP/2.0 180 Ringing": calls,
+		"ACK":                 calls,
+		"BYE":                 calls,
+		"SIP/2.0 200 OK":      2 * calls,
+	} {
 		if kinds[kind] < n { // more where something was sent again
 			t.Errorf("SIPp sent %d × %s, want %d", kinds[kind], kind, n)
 		}
@@ -207,7 +226,12 @@ func TestCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	address = net.JoinHostPort(address, "9464")
-	eventually(t, 5*time.Second, "all acknowledged", func() bool { return stats(t, w.sensor).Published == uint64(len(want)) })
+	eventually(
+		t,
+		5*time.Second,
+		"all acknowledged",
+		func() bool { return stats(t, w.sensor).Published == uint64(len(want)) },
+	)
 	scraped := metrics(t, address)
 	last := stopSensor(t, w.sensor)
 	for name, value := range map[string]uint64{
@@ -228,8 +252,11 @@ func TestCalls(t *testing.T) {
 		t.Errorf("metrics: connected is %v", scraped["sip_capture_connected"])
 	}
 	n := uint64(len(want))
-	if last.Messages["udp"] != n || sum(last.Messages) != n || last.Published != n || last.Rejected != 0 || last.Dropped != 0 ||
-		last.QueueMessages != 0 || last.QueueBytes != 0 || sum(last.Discarded) != 0 || last.PacketsDropped != 0 || last.PacketsInvalid != 0 || last.Packets < n {
+	if last.Messages["udp"] != n || sum(last.Messages) != n || last.Published != n || last.Rejected != 0 ||
+		last.Dropped != 0 ||
+		last.QueueMessages != 0 || last.QueueBytes != 0 || sum(last.Discarded) != 0 || last.PacketsDropped != 0 ||
+		last.PacketsInvalid != 0 ||
+		last.Packets < n {
 		t.Errorf("counters after %d messages: %+v", n, last)
 	}
 	allStats(t, w.sensor)
@@ -278,7 +305,12 @@ func TestFilter(t *testing.T) {
 					want = append(want, m)
 				}
 			}
-			eventually(t, 5*time.Second, "all seen", func() bool { return sum(stats(t, w.sensor).Messages) == uint64(len(all)) })
+			eventually(
+				t,
+				5*time.Second,
+				"all seen",
+				func() bool { return sum(stats(t, w.sensor).Messages) == uint64(len(all)) },
+			)
 			last := stopSensor(t, w.sensor)
 			sameMessages(t, test.filter, sips(checkEnvelopes(t, w.topic.exactly(t, len(want)), begin)), want)
 			if last.Published != uint64(len(want)) || last.Rejected != uint64(len(all)-len(want)) {
@@ -359,7 +391,13 @@ func TestIPv6(t *testing.T) {
 			networkName := newNetwork(t, netip.MustParsePrefix("fd53:4950:5060::/64"))
 			broker := startBroker(t, networkName)
 			topic := subscribe(t, broker.address, "sip")
-			callee := sippAt(t, networkName, "fd53:4950:5060::a", "callee", []string{"-sf", "/scenarios/callee.xml", "-key", "note", note},
+			callee := sippAt(t, networkName, "fd53:4950:5060::a", "callee", []string{
+				"-sf",
+				"/scenarios/callee.xml",
+				"-key",
+				"note",
+				note,
+			},
 				wait.ForExec([]string{"grep", "-q", ":13C4", "/proc/net/udp6"}))
 			sensor := startSensor(t, sameNetworkAs(callee), map[string]string{
 				"INTERFACE": "eth0", "BROKER": broker.url, "TOPIC": "sip", "INCLUDE_ADDRESSES": "true"})
@@ -373,7 +411,15 @@ func TestIPv6(t *testing.T) {
 					src, dst = dst, src
 				}
 				if e.Transport != "udp" || e.Src != src || e.Dst != dst {
-					t.Errorf("%s: %s from %s to %s, want udp from %s to %s", startLine(e.SIP), e.Transport, e.Src, e.Dst, src, dst)
+					t.Errorf(
+						"%s: %s from %s to %s, want udp from %s to %s",
+						startLine(e.SIP),
+						e.Transport,
+						e.Src,
+						e.Dst,
+						src,
+						dst,
+					)
 				}
 			}
 			if last := stopSensor(t, sensor); sum(last.Discarded) != 0 || last.PacketsInvalid != 0 {
@@ -398,7 +444,8 @@ func TestHostNetwork(t *testing.T) {
 	begin := time.Now()
 	broker := startBroker(t, newNetwork(t))
 	topic := subscribe(t, broker.address, "sip")
-	sensor := startSensor(t, "host", map[string]string{"INTERFACE": "lo", "BROKER": "tcp://" + broker.address, "TOPIC": "sip",
+	sensor := startSensor(t, "host", map[string]string{"INTERFACE": "lo", "BROKER": "tcp://" +
+		broker.address, "TOPIC": "sip",
 		"BPF_FILTER": "udp port 15060", "INCLUDE_ADDRESSES": "true"})
 	// Someone has to listen: the kernel's answer to the first would keep the second from being sent.
 	receiver, err := net.ListenPacket("udp4", "127.0.0.1:15060")
@@ -441,7 +488,18 @@ func TestCaptureFile(t *testing.T) {
 	callee := callee(t, networkName, "u1", "-")
 	tcpdump := startContainer(t, sippImage, onNetwork(sameNetworkAs(callee)),
 		testcontainers.WithConfigModifier(func(c *container.Config) { c.User = "0" }),
-		testcontainers.WithEntrypoint("tcpdump", "-i", "eth0", "-B", "16384", "-w", "/calls.pcap", "-c", fmt.Sprint(messages), "udp port 5060"),
+		testcontainers.WithEntrypoint(
+			"tcpdump",
+			"-i",
+			"eth0",
+			"-B",
+			"16384",
+			"-w",
+			"/calls.pcap",
+			"-c",
+			fmt.Sprint(messages),
+			"udp port 5060",
+		),
 		testcontainers.WithWaitStrategy(wait.ForLog("listening on")))
 	makeCalls(t, networkName, "u1", "-", (messages+5)/6, 300)
 	eventually(t, 10*time.Second, "tcpdump has all", func() bool { return !running(t, tcpdump) })
@@ -483,7 +541,8 @@ func TestCaptureFile(t *testing.T) {
 		}
 		t.Logf("published in %.1f s, the container's start included", time.Since(start).Seconds())
 		last := stats(t, sensor)
-		if last.Published != messages || last.Dropped != 0 || last.Messages["udp"] != messages || last.Packets != messages {
+		if last.Published != messages || last.Dropped != 0 || last.Messages["udp"] != messages ||
+			last.Packets != messages {
 			t.Errorf("counters: %+v", last)
 		}
 		for i, e := range checkEnvelopes(t, subscriber.exactly(t, messages), start.Add(-5*time.Minute)) {
@@ -527,10 +586,12 @@ func TestProcess(t *testing.T) {
 	status := execute(t, observer, "cat", "/proc/1/status")
 	for field, want := range map[string]string{
 		"Name": "sip-capture", "Uid": "65532 65532 65532 65532", "Gid": "65532 65532 65532 65532",
-		"CapInh": "0000000000000000", "CapPrm": netRaw, "CapEff": netRaw, "CapBnd": netRaw, "CapAmb": "0000000000000000",
+		"CapInh": "0000000000000000", "CapPrm": netRaw,
+		"CapEff": netRaw, "CapBnd": netRaw, "CapAmb": "0000000000000000",
 	} {
 		value := regexp.MustCompile(`(?m)^` + field + `:(.*)$`).FindStringSubmatch(status)
-		// Docker before 20.10.14 put the capabilities into the inheritable set too, where they do nothing for this program.
+		// Docker before 20.10.14 put the capabilities into the inheritable set too, where they do nothing for
+		// this program.
 		if field == "CapInh" && value != nil && strings.TrimSpace(value[1]) == netRaw {
 			continue
 		}
@@ -575,9 +636,10 @@ func TestProcess(t *testing.T) {
 
 // TestNoNetRaw: without the capability the kernel refuses to start a program that has it as a file capability.
 func TestNoNetRaw(t *testing.T) {
-	c, err := testcontainers.Run(t.Context(), sensorImage, append(sensorRequest(newNetwork(t), map[string]string{"TOPIC": "sip"}),
-		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) { h.CapAdd = nil }),
-		testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(20*time.Second)), labelled)...)
+	c, err := testcontainers.Run(t.Context(), sensorImage,
+		append(sensorRequest(newNetwork(t), map[string]string{"TOPIC": "sip"}),
+			testcontainers.WithHostConfigModifier(func(h *container.HostConfig) { h.CapAdd = nil }),
+			testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(20*time.Second)), labelled)...)
 	testcontainers.CleanupContainer(t, c, testcontainers.StopTimeout(0))
 	// Depending on its version, Docker says so itself or the container's log does.
 	text := logs(t, c)
@@ -627,7 +689,12 @@ func TestImage(t *testing.T) {
 	if image.Size > 12*megabyte {
 		t.Errorf("the image has %d bytes, want at most 12 MB", image.Size)
 	}
-	for label, want := range map[string]string{"title": "sip-capture", "version": version, "licenses": "MIT", "source": "https://github.com/ik5/sip-capture"} {
+	for label, want := range map[string]string{
+		"title":    "sip-capture",
+		"version":  version,
+		"licenses": "MIT",
+		"source":   "https://github.com/ik5/sip-capture",
+	} {
 		if got := image.Config.Labels["org.opencontainers.image."+label]; got != want {
 			t.Errorf("label %s is %q, want %q", label, got, want)
 		}
@@ -657,7 +724,8 @@ func TestImage(t *testing.T) {
 		}
 	}
 	sort.Strings(executables)
-	if strings.Join(executables, " ") != "sip-capture" && strings.Join(executables, " ") != "etc/update-motd.d/10-uname sip-capture" {
+	if strings.Join(executables, " ") != "sip-capture" &&
+		strings.Join(executables, " ") != "etc/update-motd.d/10-uname sip-capture" {
 		t.Errorf("executables in the image: %v", executables)
 	}
 }
@@ -670,14 +738,40 @@ func TestCheck(t *testing.T) {
 		code int
 		text string
 	}{
-		{"good", map[string]string{"TOPIC": "sip", "INTERFACE": "lo", "SIP_FILTER": "(method invite)", "BPF_FILTER": "port sip"}, 0, "configuration ok"},
-		{"no topic", map[string]string{"INTERFACE": "lo"}, 2, "TOPIC: "},
-		{"no device", map[string]string{"TOPIC": "sip", "INTERFACE": "eth7"}, 2, "INTERFACE: "},
-		{"bad filter", map[string]string{"TOPIC": "sip", "SIP_FILTER": "(methot invite)"}, 2, "SIP_FILTER:1:2: "},
+		{
+			"good",
+			map[string]string{
+				"TOPIC":      "sip",
+				"INTERFACE":  "lo",
+				"SIP_FILTER": "(method invite)",
+				"BPF_FILTER": "port sip",
+			},
+			0,
+			"configuration ok",
+		},
+		{
+			"no topic",
+			map[string]string{"INTERFACE": "lo"},
+			2,
+			"TOPIC: ",
+		},
+		{
+			"no device",
+			map[string]string{"TOPIC": "sip", "INTERFACE": "eth7"},
+			2,
+			"INTERFACE: ",
+		},
+		{
+			"bad filter",
+			map[string]string{"TOPIC": "sip", "SIP_FILTER": "(methot invite)"},
+			2,
+			"SIP_FILTER:1:2: ",
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			c := startContainer(t, sensorImage, append(sensorRequest("none", test.env), testcontainers.WithCmd("-check"),
+			c := startContainer(t, sensorImage, append(sensorRequest("none",
+				test.env), testcontainers.WithCmd("-check"),
 				testcontainers.WithWaitStrategy(wait.ForExit()))...)
 			if text := logs(t, c); exitCode(t, c) != test.code || !strings.Contains(text, test.text) {
 				t.Errorf("exit code %d, want %d with %q; output:\n%s", exitCode(t, c), test.code, test.text, text)

@@ -44,7 +44,14 @@ type publishedThroughUs struct {
 // newProxy listens at a host's address; the target is where the broker is.
 func newProxy(t *testing.T, host string, target func() string) *proxy {
 	t.Helper()
-	p := &proxy{t: t, target: target, address: host + ":0", conns: map[net.Conn]bool{}, types: map[string]int{}, acked: map[string]bool{}}
+	p := &proxy{
+		t:       t,
+		target:  target,
+		address: host + ":0",
+		conns:   map[net.Conn]bool{},
+		types:   map[string]int{},
+		acked:   map[string]bool{},
+	}
 	p.open()
 	t.Cleanup(func() {
 		p.close()
@@ -180,7 +187,10 @@ func (p *proxy) fromSensor(packet packets.ControlPacket, payloads map[uint16]str
 	case *packets.PublishPacket:
 		p.types["PUBLISH"]++
 		if m.TopicName != "sip" && m.TopicName != "status" || m.Qos != 1 || m.Retain != (m.TopicName == "status") {
-			p.problems = append(p.problems, fmt.Sprintf("the sensor published to %q, QoS %d, retained %v", m.TopicName, m.Qos, m.Retain))
+			p.problems = append(
+				p.problems,
+				fmt.Sprintf("the sensor published to %q, QoS %d, retained %v", m.TopicName, m.Qos, m.Retain),
+			)
 		}
 		payloads[m.MessageID] = string(m.Payload)
 		p.sent = append(p.sent, publishedThroughUs{m.TopicName, string(m.Payload), m.Dup, m.Retain, time.Now()})

@@ -22,7 +22,8 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 )
 
-// The tests of this file run what the README tells its readers to run, as it stands there. Where a name has to be another,
+// The tests of this file run what the README tells its readers to run, as it stands there. Where a name has
+// to be another,
 // such as a device or an image, `replaced` says so.
 
 // readme is the text of the README, and of the notes on the files to copy.
@@ -84,7 +85,9 @@ func readmeInline(t *testing.T, begin string) string {
 func inlineCommands(t *testing.T) (commands []string) {
 	t.Helper()
 	text := regexp.MustCompile("(?ms)^ *```.*?^ *```$").ReplaceAllString(readme(t), "")
-	program := regexp.MustCompile(`^((integration/[\w-]+\.sh|apt|curl|dnf|docker|docker-compose|go|grep|journalctl|jq|kubectl|mosquitto_\w+|nft|systemctl|systemd-\w+|tcpdump)( |$)|TOPIC=\S+ )`)
+	program := regexp.MustCompile(
+		`^((integration/[\w-]+\.sh|apt|curl|dnf|docker|docker-compose|go|grep|journalctl|jq|kubectl|mosquitto_\w+|nft|systemctl|systemd-\w+|tcpdump)( |$)|TOPIC=\S+ )`,
+	)
 	for _, found := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(text, -1) {
 		if program.MatchString(found[1]) {
 			commands = append(commands, found[1])
@@ -186,21 +189,38 @@ const startMosquitto = `install -d -o mosquitto /run/mosquitto
 mosquitto -d -c /etc/mosquitto/mosquitto.conf
 until mosquitto_pub -t x -m x 2>/dev/null; do sleep 0.1; done`
 
-// startDesk starts a machine with a Mosquitto as Debian has it, sip-capture in its path and in the directory, and a capture
+// startDesk starts a machine with a Mosquitto as Debian has it, sip-capture in its path and in the directory,
+// and a capture
 // file.
 func startDesk(t *testing.T, networkName string, options ...testcontainers.ContainerCustomizer) testcontainers.Container {
 	t.Helper()
 	c := startHost(t, networkName, append(options, testcontainers.WithFiles(
-		testcontainers.ContainerFile{HostFilePath: filepath.Join(packagesDirectory(t), "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH),
+		testcontainers.ContainerFile{HostFilePath: filepath.Join(
+			packagesDirectory(t),
+			"sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH,
+		),
 			ContainerFilePath: "/root/sip-capture", FileMode: 0o755},
-		testcontainers.ContainerFile{HostFilePath: "../testdata/sipp_udp.pcap", ContainerFilePath: "/root/calls.pcap", FileMode: 0o644},
-		testcontainers.ContainerFile{HostFilePath: "deploy/reader.py", ContainerFilePath: "/root/reader.py", FileMode: 0o755},
-		testcontainers.ContainerFile{HostFilePath: "deploy/envelopes-to-pcap.py", ContainerFilePath: "/root/integration/deploy/envelopes-to-pcap.py", FileMode: 0o755}))...)
+		testcontainers.ContainerFile{
+			HostFilePath:      "../testdata/sipp_udp.pcap",
+			ContainerFilePath: "/root/calls.pcap",
+			FileMode:          0o644,
+		},
+		testcontainers.ContainerFile{
+			HostFilePath:      "deploy/reader.py",
+			ContainerFilePath: "/root/reader.py",
+			FileMode:          0o755,
+		},
+		testcontainers.ContainerFile{
+			HostFilePath:      "deploy/envelopes-to-pcap.py",
+			ContainerFilePath: "/root/integration/deploy/envelopes-to-pcap.py",
+			FileMode:          0o755,
+		}))...)
 	bash(t, c, "ln -s /root/sip-capture /usr/local/bin/\n"+startMosquitto)
 	return c
 }
 
-// collected runs a script in the home directory of a desk and returns what it has published to the topic sip. The broker keeps
+// collected runs a script in the home directory of a desk and returns what it has published to the topic sip.
+// The broker keeps
 // a session, in which the last message is one of our own: no time has to be waited for.
 func collected(t *testing.T, desk testcontainers.Container, script string) (payloads []string) {
 	t.Helper()
@@ -257,19 +277,28 @@ func TestReadmeDesk(t *testing.T) {
 		shown := readmeBlock(t, "json", `{"id":"`)
 		want := decode(t, []byte(shown))
 		run(script + "kill %1; wait %1")
-		if have := decode(t, []byte(run("cat envelope.json"))); have.Signature != want.Signature || string(have.SIP) != string(want.SIP) {
+		if have := decode(t, []byte(run("cat envelope.json"))); have.Signature != want.Signature ||
+			string(have.SIP) != string(want.SIP) {
 			t.Errorf("the README shows\n%s, it is\n%+v", shown, have)
 		}
 		// Sizing: the bytes of an envelope.
-		fixed := regexp.MustCompile(`4 × ⌈\*n\* / 3⌉ \+ (\d+) \+ the length of the version`).FindStringSubmatch(readme(t))
+		fixed := regexp.MustCompile(
+			`4 × ⌈\*n\* / 3⌉ \+ (\d+) \+ the length of the version`,
+		).FindStringSubmatch(readme(t))
 		if fixed == nil {
 			t.Fatal("the README doesn't say how long an envelope is")
 		}
 		n, _ := strconv.Atoi(fixed[1])
 		if size := (len(want.SIP)+2)/3*4 + n + len(want.Version); size != len(strings.TrimSpace(shown)) {
-			t.Errorf("by the README's formula the envelope has %d bytes, but it has %d", size, len(strings.TrimSpace(shown)))
+			t.Errorf(
+				"by the README's formula the envelope has %d bytes, but it has %d",
+				size,
+				len(strings.TrimSpace(shown)),
+			)
 		}
-		if got := run(replaced(t, readmeInline(t, "jq 'select(.msg"), "jq ", "jq -e ")); strings.Contains(got, "false") || got == "" {
+		if got := run(
+			replaced(t, readmeInline(t, "jq 'select(.msg"), "jq ", "jq -e "),
+		); strings.Contains(got, "false") || got == "" {
 			t.Errorf("the counters don't add up: %q", got)
 		}
 	})
@@ -277,7 +306,10 @@ func TestReadmeDesk(t *testing.T) {
 	t.Run("wrong configuration", func(t *testing.T) {
 		script, want := commands(readmeBlock(t, "console", "$ TOPIC='sip/#'"))
 		nothing := startHost(t, "none", testcontainers.WithFiles(testcontainers.ContainerFile{
-			HostFilePath:      filepath.Join(packagesDirectory(t), "sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH),
+			HostFilePath: filepath.Join(
+				packagesDirectory(t),
+				"sip-capture_"+strings.TrimPrefix(version, "v")+"_linux_"+runtime.GOARCH,
+			),
 			ContainerFilePath: "/usr/local/bin/sip-capture", FileMode: 0o755}))
 		if got := bash(t, nothing, strings.TrimSpace(script)+" 2>&1 || [ $? = 2 ]"); got != want {
 			t.Errorf("it says\n%s, the README\n%s", got, want)
@@ -300,7 +332,12 @@ func TestReadmeDesk(t *testing.T) {
 			t.Errorf("%d initial INVITEs of %d messages", published, n)
 		}
 		live := replaced(t, files[3], "eth0", "lo", "tcpdump", "timeout 3 tcpdump")
-		if got := collected(t, desk, "(sleep 1.5; printf 'OPTIONS sip:x SIP/2.0\\r\\n\\r\\n' | cat >/dev/udp/127.0.0.1/5060) &\n{ "+live+"; } >/dev/null 2>&1 || true"); len(got) != 1 {
+		if got := collected(
+			t,
+			desk,
+			"(sleep 1.5; printf 'OPTIONS sip:x SIP/2.0\\r\\n\\r\\n' | cat >/dev/udp/127.0.0.1/5060) &\n{ "+live+
+				"; } >/dev/null 2>&1 || true",
+		); len(got) != 1 {
 			t.Errorf("%d envelopes through a pipe, want 1", len(got))
 		}
 	})
@@ -308,16 +345,28 @@ func TestReadmeDesk(t *testing.T) {
 	// Consumers: each is started, then the file is published, twice where it should matter.
 	const publish = "TOPIC=sip PCAP_FILE=calls.pcap ./sip-capture >/dev/null\n"
 	t.Run("mosquitto_sub and jq", func(t *testing.T) {
-		for i, line := range strings.Split(strings.TrimSpace(readmeBlock(t, "sh", "while read -r sip; do base64 -d")), "\n") {
-			output := run("{ " + replaced(t, line, "mosquitto_sub", fmt.Sprint("mosquitto_sub -W 20 -C ", n)) + "; } >out & sleep 1\n" + publish + "wait; cat out")
-			if got := len(regexp.MustCompile(`(?m)^(\d{4}-\S+ )?(SIP/2.0 \d\d\d |[A-Z]+ \S+ SIP/2.0)`).FindAllString(output, -1)); got != n {
+		for i, line := range strings.Split(
+			strings.TrimSpace(readmeBlock(t, "sh", "while read -r sip; do base64 -d")),
+			"\n",
+		) {
+			output := run(
+				"{ " + replaced(t, line, "mosquitto_sub", fmt.Sprint("mosquitto_sub -W 20 -C ", n)) +
+					"; } >out & sleep 1\n" +
+					publish +
+					"wait; cat out",
+			)
+			if got := len(
+				regexp.MustCompile(`(?m)^(\d{4}-\S+ )?(SIP/2.0 \d\d\d |[A-Z]+ \S+ SIP/2.0)`).FindAllString(output, -1),
+			); got != n {
 				t.Errorf("line %d shows %d messages, want %d:\n%.300s", i+1, got, n, output)
 			}
 		}
 	})
 	t.Run("Python", func(t *testing.T) {
 		output := run("PYTHONUNBUFFERED=1 ./reader.py >out 2>&1 &\n" +
-			"until ss -Htn state established dport = 1883 | grep -q .; do sleep 0.1; done; sleep 1\n" + publish + publish + "sleep 1; kill %1; cat out")
+			"until ss -Htn state established dport = 1883 | grep -q .; do sleep 0.1; done; sleep 1\n" + publish +
+			publish +
+			"sleep 1; kill %1; cat out")
 		if got := strings.Count(output, "\n"); got != n || strings.Contains(output, "Traceback") {
 			t.Errorf("it printed %d lines, want %d:\n%.1000s", got, n, output)
 		}
@@ -354,16 +403,25 @@ for i in 1 2; do printf 'OPTIONS sip:twice SIP/2.0\r\n\r\n' | cat >/dev/udp/127.
 kill $sensors; wait $sensors; sleep 0.3`)
 		command.Process.Kill()
 		command.Wait()
-		if text := output.String(); strings.Count(text, " OPTIONS sip:twice SIP/2.0\n") != 2 || strings.Count(text, "\n") != 2 {
+		if text := output.String(); strings.Count(text, " OPTIONS sip:twice SIP/2.0\n") != 2 ||
+			strings.Count(text, "\n") != 2 {
 			t.Errorf("two sensors, a message and its retransmission: it printed\n%s", text)
 		}
 	})
 	t.Run("back to a capture file", func(t *testing.T) {
 		// What the file gives when it is read again is what it was made of, ids and all.
 		first := collected(t, desk, "INCLUDE_ADDRESSES=true "+publish)
-		command := replaced(t, readmeInline(t, "mosquitto_sub -t sip -q 1 -C 1000"), "-C 1000", fmt.Sprint("-C ", n), "calls.pcap", "back.pcap")
+		command := replaced(
+			t,
+			readmeInline(t, "mosquitto_sub -t sip -q 1 -C 1000"),
+			"-C 1000",
+			fmt.Sprint("-C ", n),
+			"calls.pcap",
+			"back.pcap",
+		)
 		run(command + " & sleep 1\nINCLUDE_ADDRESSES=true " + publish + "wait")
-		if got := run("tcpdump -nvv -r back.pcap 2>/dev/null"); strings.Contains(got, "bad ") || strings.Count(got, "\n") < n {
+		if got := run("tcpdump -nvv -r back.pcap 2>/dev/null"); strings.Contains(got, "bad ") ||
+			strings.Count(got, "\n") < n {
 			t.Errorf("tcpdump reads\n%.2000s", got)
 		}
 		again := collected(t, desk, "INCLUDE_ADDRESSES=true "+replaced(t, publish, "calls.pcap", "back.pcap"))
@@ -373,7 +431,8 @@ kill $sensors; wait $sensors; sleep 0.3`)
 	})
 	t.Run("shared subscription", func(t *testing.T) {
 		command := readmeInline(t, "mosquitto_sub -t '$share/archive/sip'")
-		output := run("{ " + command + "; } >out1 & one=$!\n{ " + replaced(t, command, "archive-1", "archive-2") + "; } >out2 & two=$!\nsleep 1\n" +
+		output := run("{ " + command + "; } >out1 & one=$!\n{ " + replaced(t, command, "archive-1", "archive-2") +
+			"; } >out2 & two=$!\nsleep 1\n" +
 			publish + "sleep 1; pkill mosquitto_sub; wc -l <out1; wc -l <out2; sort out1 out2 | uniq | wc -l")
 		var counts []int
 		for _, field := range strings.Fields(output) {
@@ -393,7 +452,13 @@ const telegraf = "github.com/influxdata/telegraf/cmd/telegraf@v1.36.4"
 func TestReadmeTelegraf(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()
-	build := exec.Command("go", "install", "-tags", "custom,inputs.mqtt_consumer,outputs.file,parsers.json_v2,serializers.json", telegraf)
+	build := exec.Command(
+		"go",
+		"install",
+		"-tags",
+		"custom,inputs.mqtt_consumer,outputs.file,parsers.json_v2,serializers.json",
+		telegraf,
+	)
 	build.Env = append(os.Environ(), "GOBIN="+directory, "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
@@ -430,7 +495,8 @@ INCLUDE_ADDRESSES=true TOPIC=sip PCAP_FILE=calls.pcap ./sip-capture >/dev/null`)
 	}
 }
 
-// TestReadmeBridge: a broker at the site passes on to the broker in the cloud, over TLS, and keeps what comes in between.
+// TestReadmeBridge: a broker at the site passes on to the broker in the cloud, over TLS, and keeps what comes
+// in between.
 func TestReadmeBridge(t *testing.T) {
 	t.Parallel()
 	networkName := newNetwork(t)
@@ -474,13 +540,18 @@ func TestReadmePolicy(t *testing.T) {
 		resource := strings.SplitN(fmt.Sprint(statement.Resource), ":", 6)
 		got = append(got, fmt.Sprint(statement.Effect, " ", statement.Action, " ", resource[len(resource)-1]))
 	}
-	want := []string{"Allow iot:Connect client/sensor-1", "Allow iot:Publish topic/sip/site1", "Allow [iot:Publish iot:RetainPublish] topic/sip/site1/status"}
+	want := []string{
+		"Allow iot:Connect client/sensor-1",
+		"Allow iot:Publish topic/sip/site1",
+		"Allow [iot:Publish iot:RetainPublish] topic/sip/site1/status",
+	}
 	if policy.Version != "2012-10-17" || !slices.Equal(got, want) {
 		t.Errorf("the policy is %s %q", policy.Version, got)
 	}
 }
 
-// TestReadmeSource: the program is built from source as the README says, and installed as a module from a proxy that has it
+// TestReadmeSource: the program is built from source as the README says, and installed as a module from a
+// proxy that has it
 // as v1.2.3.
 func TestReadmeSource(t *testing.T) {
 	directory := t.TempDir()
@@ -520,10 +591,17 @@ rm source/sip-capture
 cp source/go.mod $versions/v1.2.3.mod
 echo v1.2.3 >$versions/list
 echo '{"Version":"v1.2.3","Time":"2026-01-02T03:04:05Z"}' >$versions/v1.2.3.info`)
-	makeZip(t, source, "github.com/ik5/sip-capture@v1.2.3/", filepath.Join(proxy, "github.com/ik5/sip-capture/@v/v1.2.3.zip"))
+	makeZip(
+		t,
+		source,
+		"github.com/ik5/sip-capture@v1.2.3/",
+		filepath.Join(proxy, "github.com/ik5/sip-capture/@v/v1.2.3.zip"),
+	)
 	upstream := strings.TrimSpace(script("..", "go env GOPROXY"))
 	script(directory, regexp.MustCompile(`go install \S+@latest`).FindString(lines[0]),
-		"GOPROXY=file://"+proxy+","+upstream, "GONOSUMDB=github.com/ik5/sip-capture", "GOBIN="+directory+"/bin", "GOMODCACHE="+directory+"/modules", "GOFLAGS=-modcacherw")
+		"GOPROXY=file://"+proxy+","+
+			upstream, "GONOSUMDB=github.com/ik5/sip-capture", "GOBIN="+directory+
+			"/bin", "GOMODCACHE="+directory+"/modules", "GOFLAGS=-modcacherw")
 	if got := script(directory, "bin/sip-capture -version"); got != "v1.2.3\n" {
 		t.Errorf("installed as v1.2.3, it is %q", got)
 	}
@@ -561,8 +639,17 @@ func TestReadmeDocker(t *testing.T) {
 	docker("cd '" + root + "'; " + replaced(t, build, "v0.1.0", version, "--tag sip-capture", "--tag "+image))
 	t.Cleanup(func() { exec.Command("docker", "rmi", "--no-prune", image).Run() })
 
-	here := []string{"docker run", "docker run --name " + name + " --label " + runLabel + "=" + runID, "tcp://127.0.0.1:1883 sip-capture", "tcp://" + broker.address + " " + image}
-	start = replaced(t, strings.TrimSpace(start), append(here, "INTERFACE=eth0", "INTERFACE=lo -e BPF_FILTER='udp port 15062'")...)
+	here := []string{
+		"docker run",
+		"docker run --name " + name + " --label " + runLabel + "=" + runID,
+		"tcp://127.0.0.1:1883 sip-capture",
+		"tcp://" + broker.address + " " + image,
+	}
+	start = replaced(
+		t,
+		strings.TrimSpace(start),
+		append(here, "INTERFACE=eth0", "INTERFACE=lo -e BPF_FILTER='udp port 15062'")...,
+	)
 	log := filepath.Join(directory, "log")
 	sensor := exec.Command("bash", "-c", "exec "+start+" >"+log+" 2>&1")
 	if err := sensor.Start(); err != nil {
@@ -586,11 +673,16 @@ func TestReadmeDocker(t *testing.T) {
 		t.Fatal("the README has no file with settings")
 	}
 	docker("sed -e 's/^TOPIC=$/TOPIC=sip/' -e 's/^#\\([A-Z_]*=\\)/\\1/' '" + root + "'/" + settings[1] + " >env")
-	docker("docker run -d --name " + name + "-health --label " + runLabel + "=" + runID + " --network none --cap-drop ALL --cap-add NET_RAW --read-only " +
+	docker("docker run -d --name " + name + "-health --label " + runLabel + "=" + runID +
+		" --network none --cap-drop ALL --cap-add NET_RAW --read-only " +
 		"--env-file env -e METRICS_ADDR=127.0.0.1:9464 " + image)
 	t.Cleanup(func() { exec.Command("docker", "rm", "--force", name+"-health").Run() })
 	eventually(t, 30*time.Second, "the sensor is healthy", func() bool {
-		return exec.Command("bash", "-c", replaced(t, readmeInline(t, "docker exec NAME"), "NAME", name+"-health")).Run() == nil
+		return exec.Command(
+			"bash",
+			"-c",
+			replaced(t, readmeInline(t, "docker exec NAME"), "NAME", name+"-health"),
+		).Run() == nil
 	})
 
 	_, file, _ := strings.Cut(readmeBlock(t, "sh", "TOPIC=sip PCAP_FILE=calls.pcap ./sip-capture\n"), "\n")
@@ -681,15 +773,23 @@ func captured(frames ...[]byte) (file []byte) {
 	return file
 }
 
-// selects has a sensor read a capture file with a BPF filter, and returns how many messages of which name it found: the name
+// selects has a sensor read a capture file with a BPF filter, and returns how many messages of which name it
+// found: the name
 // is the user in the Request-URI.
 func selects(t *testing.T, desk testcontainers.Container, filter string, frames ...[]byte) (found []string) {
 	t.Helper()
 	if err := desk.CopyToContainer(t.Context(), captured(frames...), "/tmp/frames.pcap", 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range collected(t, desk, `BPF_FILTER='`+filter+`' TOPIC=sip PCAP_FILE=/tmp/frames.pcap ./sip-capture >/dev/null`) {
-		found = append(found, regexp.MustCompile(`sip:([^@ ]+)`).FindStringSubmatch(string(decode(t, []byte(line)).SIP))[1])
+	for _, line := range collected(
+		t,
+		desk,
+		`BPF_FILTER='`+filter+`' TOPIC=sip PCAP_FILE=/tmp/frames.pcap ./sip-capture >/dev/null`,
+	) {
+		found = append(
+			found,
+			regexp.MustCompile(`sip:([^@ ]+)`).FindStringSubmatch(string(decode(t, []byte(line)).SIP))[1],
+		)
 	}
 	return found
 }
@@ -703,11 +803,13 @@ func message(name string, large bool) []byte {
 	return []byte(text)
 }
 
-// TestReadmePlaces: the filters in the table of places let through what comes there, in fragments too, and in two VLAN tags.
+// TestReadmePlaces: the filters in the table of places let through what comes there, in fragments too, and in
+// two VLAN tags.
 func TestReadmePlaces(t *testing.T) {
 	desk := startDesk(t, newNetwork(t))
 	a4, b4 := []byte{192, 0, 2, 1}, []byte{192, 0, 2, 2}
-	a6, b6 := append([]byte{0x20, 1, 0x0d, 0xb8}, make([]byte, 12)...), append([]byte{0x20, 1, 0x0d, 0xb8}, append(make([]byte, 11), 9)...)
+	a6, b6 := append([]byte{0x20, 1, 0x0d, 0xb8}, make([]byte,
+		12)...), append([]byte{0x20, 1, 0x0d, 0xb8}, append(make([]byte, 11), 9)...)
 	mirror, sensor := []byte{198, 51, 100, 1}, []byte{198, 51, 100, 2}
 
 	var inner [][]byte // what is mirrored: nothing of it is too long for one frame
@@ -762,7 +864,8 @@ func TestReadmePlaces(t *testing.T) {
 	}
 }
 
-// TestReadmeSplit: of the two filters that split a link, each message goes to exactly one, with all of its fragments, and
+// TestReadmeSplit: of the two filters that split a link, each message goes to exactly one, with all of its
+// fragments, and
 // both directions to the same; each gets a fair part.
 func TestReadmeSplit(t *testing.T) {
 	desk := startDesk(t, newNetwork(t))
@@ -785,8 +888,14 @@ func TestReadmeSplit(t *testing.T) {
 			b = append([]byte{0x20, 1}, append(make([]byte, 13), byte(i/4))...)
 		}
 		large := i%4 < 2
-		link = append(link, frames(a, b, 17, uint16(i), udp(5060, 5060, message(fmt.Sprintf("pair-%d@there", i), large)))...)
-		link = append(link, frames(b, a, 17, uint16(i), udp(5060, 5060, message(fmt.Sprintf("pair-%d@back", i), large)))...)
+		link = append(
+			link,
+			frames(a, b, 17, uint16(i), udp(5060, 5060, message(fmt.Sprintf("pair-%d@there", i), large)))...,
+		)
+		link = append(
+			link,
+			frames(b, a, 17, uint16(i), udp(5060, 5060, message(fmt.Sprintf("pair-%d@back", i), large)))...,
+		)
 	}
 	var parts [2]map[string]int
 	for i, filter := range filters[:2] {
@@ -807,11 +916,27 @@ func TestReadmeSplit(t *testing.T) {
 	// The split of a VXLAN mirror, by the outer source port.
 	var mirrored [][]byte
 	for port := range uint16(10) {
-		inner := frames([]byte{10, 0, 0, 1}, []byte{10, 0, 0, 2}, 17, 1, udp(5060, 5060, message(fmt.Sprint("port-", port), false)))[0]
-		mirrored = append(mirrored, frames([]byte{10, 9, 0, 1}, []byte{10, 9, 0, 2}, 17, port, udp(40000+port, 4789, append([]byte{8, 0, 0, 0, 0, 0, 1, 0}, inner...)))...)
+		inner := frames(
+			[]byte{10, 0, 0, 1},
+			[]byte{10, 0, 0, 2},
+			17,
+			1,
+			udp(5060, 5060, message(fmt.Sprint("port-", port), false)),
+		)[0]
+		mirrored = append(
+			mirrored,
+			frames(
+				[]byte{10, 9, 0, 1},
+				[]byte{10, 9, 0, 2},
+				17,
+				port,
+				udp(40000+port, 4789, append([]byte{8, 0, 0, 0, 0, 0, 1, 0}, inner...)),
+			)...,
+		)
 	}
 	even, odd := selects(t, desk, filters[2], mirrored...), selects(t, desk, filters[3], mirrored...)
-	if !slices.Equal(even, []string{"port-0", "port-2", "port-4", "port-6", "port-8"}) || len(odd) != 5 || slices.Contains(even, odd[0]) {
+	if !slices.Equal(even, []string{"port-0", "port-2", "port-4", "port-6", "port-8"}) || len(odd) != 5 ||
+		slices.Contains(even, odd[0]) {
 		t.Errorf("of ten ports the filters select %q and %q", even, odd)
 	}
 }
@@ -828,7 +953,9 @@ func TestReadmeArithmetic(t *testing.T) {
 		return n
 	}
 	text := readme(t)
-	rows := regexp.MustCompile(`(?m)^\| ([\d,]+) × (\d) \| ([\d,]+) \| ([\d.]+) ([MG])bit/s \| ([\d,]+) \|$`).FindAllStringSubmatch(text, -1)
+	rows := regexp.MustCompile(
+		`(?m)^\| ([\d,]+) × (\d) \| ([\d,]+) \| ([\d.]+) ([MG])bit/s \| ([\d,]+) \|$`,
+	).FindAllStringSubmatch(text, -1)
 	if len(rows) != 4 {
 		t.Fatalf("%d rows", len(rows))
 	}
@@ -840,7 +967,8 @@ func TestReadmeArithmetic(t *testing.T) {
 			t.Errorf("%s: want %g messages, %g %sbit/s, QUEUE_MB=%g", row[0], rate, bits, row[5], queue)
 		}
 	}
-	if seconds := int(float64(64<<20) / (1400 * float64(envelope))); !strings.Contains(text, fmt.Sprintf("64 MiB at 1.6 MB/s are %d s", seconds)) {
+	if seconds := int(float64(64<<20) / (1400 * float64(envelope))); !strings.Contains(text,
+		fmt.Sprintf("64 MiB at 1.6 MB/s are %d s", seconds)) {
 		t.Errorf("the README doesn't say that the queue bridges %d s", seconds)
 	}
 	if !strings.Contains(text, "at 1 ms 99,000 a second, at 20 ms 4,950, at 100 ms 990") {

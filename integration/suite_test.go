@@ -74,9 +74,11 @@ func run(m *testing.M) int {
 	if !canHave(ctx, engine, reaperImage) {
 		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
 	}
-	// In a container testcontainers takes the gateway for the Docker host. Where that container uses the network of its host,
+	// In a container testcontainers takes the gateway for the Docker host. Where that container uses the
+	// network of its host,
 	// the ports of others are on localhost.
-	if _, err := os.Stat("/.dockerenv"); err == nil && onDockerHost(ctx, engine) && os.Getenv("TESTCONTAINERS_HOST_OVERRIDE") == "" {
+	if _, err := os.Stat("/.dockerenv"); err == nil && onDockerHost(ctx, engine) &&
+		os.Getenv("TESTCONTAINERS_HOST_OVERRIDE") == "" {
 		os.Setenv("TESTCONTAINERS_HOST_OVERRIDE", "localhost")
 	}
 	if docker, err = testcontainers.NewDockerClientWithOpts(ctx); err != nil {
@@ -187,7 +189,11 @@ func newNetwork(t *testing.T, prefix ...netip.Prefix) string {
 		}),
 	}
 	if len(prefix) > 0 {
-		options = append(options, tcnetwork.WithEnableIPv6(), tcnetwork.WithIPAM(&network.IPAM{Config: []network.IPAMConfig{{Subnet: prefix[0]}}}))
+		options = append(
+			options,
+			tcnetwork.WithEnableIPv6(),
+			tcnetwork.WithIPAM(&network.IPAM{Config: []network.IPAMConfig{{Subnet: prefix[0]}}}),
+		)
 	}
 	made, err := tcnetwork.New(t.Context(), options...)
 	if err != nil {
@@ -197,7 +203,8 @@ func newNetwork(t *testing.T, prefix ...netip.Prefix) string {
 	return made.Name
 }
 
-// startContainer starts a container that the end of the test removes. Where the test fails, the end of the container's log is
+// startContainer starts a container that the end of the test removes. Where the test fails, the end of the
+// container's log is
 // shown with it.
 func startContainer(t *testing.T, image string, options ...testcontainers.ContainerCustomizer) testcontainers.Container {
 	t.Helper()
@@ -335,7 +342,9 @@ func startBroker(t *testing.T, networkName string) broker {
 	}
 	c := startContainer(t, mosquittoImage, onNetwork(networkName, "broker"),
 		testcontainers.WithExposedPorts("1883/tcp"),
-		testcontainers.WithWaitStrategy(wait.ForLog(`mosquitto version \S+ running`).AsRegexp().WithStartupTimeout(20*time.Second)))
+		testcontainers.WithWaitStrategy(
+			wait.ForLog(`mosquitto version \S+ running`).AsRegexp().WithStartupTimeout(20*time.Second),
+		))
 	address, err := c.PortEndpoint(t.Context(), "1883/tcp", "")
 	if err != nil {
 		t.Fatalf("broker: %v", err)
@@ -429,8 +438,14 @@ func sensorRequest(mode string, env map[string]string, options ...testcontainers
 // it is connected. Where the broker is away on purpose, pass wait.ForLog with something else as an option.
 func startSensor(t *testing.T, mode string, env map[string]string, options ...testcontainers.ContainerCustomizer) testcontainers.Container {
 	t.Helper()
-	ready := testcontainers.WithWaitStrategy(wait.ForLog(`"msg":"stats".*"connected":true`).AsRegexp().WithStartupTimeout(20 * time.Second))
-	return startContainer(t, sensorImage, sensorRequest(mode, env, append([]testcontainers.ContainerCustomizer{ready}, options...)...)...)
+	ready := testcontainers.WithWaitStrategy(
+		wait.ForLog(`"msg":"stats".*"connected":true`).AsRegexp().WithStartupTimeout(20 * time.Second),
+	)
+	return startContainer(
+		t,
+		sensorImage,
+		sensorRequest(mode, env, append([]testcontainers.ContainerCustomizer{ready}, options...)...)...,
+	)
 }
 
 // sensorProgram returns the program of the sensor's image.
@@ -588,15 +603,20 @@ func decode(t *testing.T, payload []byte) envelope {
 // traceFile is where SIPp writes every message that it sends and receives.
 const traceFile = "/traces/messages.log"
 
-// callee starts a SIPp that answers calls (scenario callee.xml) on port 5060 of the host name "callee". note is the text
+// callee starts a SIPp that answers calls (scenario callee.xml) on port 5060 of the host name "callee". note
+// is the text
 // that fills up the bodies, transport as SIPp's -t has it ("u1", "t1"), more are further arguments.
 func callee(t *testing.T, networkName, transport, note string, more ...string) testcontainers.Container {
 	t.Helper()
-	return sippAt(t, networkName, "", "callee", append([]string{"-sf", "/scenarios/callee.xml", "-t", transport, "-key", "note", note}, more...),
+	return sippAt(t, networkName, "", "callee", append(
+		[]string{"-sf", "/scenarios/callee.xml", "-t", transport, "-key", "note", note},
+		more...,
+	),
 		wait.ForExec([]string{"sh", "-c", "grep -q :13C4 /proc/net/udp /proc/net/udp6 /proc/net/tcp /proc/net/tcp6"}))
 }
 
-// makeCalls has a SIPp make calls to the callee, each with INVITE, 180, 200, ACK, BYE, 200, and returns its container when
+// makeCalls has a SIPp make calls to the callee, each with INVITE, 180, 200, ACK, BYE, 200, and returns its
+// container when
 // all have succeeded.
 func makeCalls(t *testing.T, networkName, transport, note string, calls, perSecond int, more ...string) testcontainers.Container {
 	t.Helper()
@@ -608,7 +628,14 @@ func makeCallsFrom(t *testing.T, networkName, address, to, transport, note strin
 	t.Helper()
 	arguments := append([]string{to, "-sf", "/scenarios/caller.xml", "-s", "bob", "-t", transport, "-key", "note", note,
 		"-m", strconv.Itoa(calls), "-r", strconv.Itoa(perSecond)}, more...)
-	c := sippAt(t, networkName, address, "caller", arguments, wait.ForExit().WithExitTimeout(2*time.Minute).WithPollInterval(100*time.Millisecond))
+	c := sippAt(
+		t,
+		networkName,
+		address,
+		"caller",
+		arguments,
+		wait.ForExit().WithExitTimeout(2*time.Minute).WithPollInterval(100*time.Millisecond),
+	)
 	// SIPp's status: 0 all calls succeeded, 1 at least one failed.
 	if code := exitCode(t, c); code != 0 {
 		t.Fatalf("SIPp ended with status %d:\n%s", code, logs(t, c))
@@ -626,7 +653,9 @@ func sippAt(t *testing.T, networkName, address, alias string, arguments []string
 	return startContainer(t, sippImage, onNetwork(networkName, alias), testcontainers.WithCmd(arguments...),
 		testcontainers.WithEndpointSettingsModifier(func(settings map[string]*network.EndpointSettings) {
 			if address != "" {
-				settings[networkName].IPAMConfig = &network.EndpointIPAMConfig{IPv6Address: netip.MustParseAddr(address)}
+				settings[networkName].IPAMConfig = &network.EndpointIPAMConfig{
+					IPv6Address: netip.MustParseAddr(address),
+				}
 			}
 		}),
 		testcontainers.WithWaitStrategy(ready))
@@ -638,9 +667,12 @@ type traced struct {
 	raw  []byte
 }
 
-// The trace has a line of dashes and the time, "UDP message sent (512 bytes):" or "UDP message received [291] bytes :", an
+// The trace has a line of dashes and the time, "UDP message sent (512 bytes):" or "UDP message received [291]
+// bytes :", an
 // empty line, so many bytes, and a line feed. Other remarks (of a connection, say) may stand between.
-var traceHeader = regexp.MustCompile(`-{47} [^\n]+\n[A-Z0-9]+ message (?:(sent) \((\d+) bytes\)|received \[(\d+)\] bytes ):\n\n`)
+var traceHeader = regexp.MustCompile(
+	`-{47} [^\n]+\n[A-Z0-9]+ message (?:(sent) \((\d+) bytes\)|received \[(\d+)\] bytes ):\n\n`,
+)
 
 // trace returns the messages that a SIPp has sent and received, as it says itself.
 func trace(t *testing.T, c testcontainers.Container) (messages []traced) {
