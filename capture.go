@@ -36,8 +36,8 @@ const (
 	maxHeaders = 24      // in a frame: tags, extensions, tunnels; a longer chain is an attack
 
 	maxDatagrams = 5 << 20   // bytes that datagrams in fragments hold
-	maxFlows     = 8 << 20   // bytes that flows hold; most hold nothing
-	maxIdle      = 120_000   // flows that hold nothing, and as many that had nothing to say lately
+	maxFlows     = 6 << 20   // bytes that flows hold; most hold nothing
+	maxIdle      = 105_000   // flows that hold nothing, and as many that had nothing to say lately
 	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
 	pieceSize    = 16        // bytes of a piece
 	overhead     = 128       // bytes that a piece, segment, datagram or flow costs besides its data

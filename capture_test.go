@@ -3818,7 +3818,6 @@ func TestFloods(t *testing.T) {
 	}
 	for name := range floods {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			cmd := exec.Command(os.Args[0], "-test.run=^TestFloods$", "-test.v")
 			cmd.Env = append(os.Environ(), floodVariable+"="+name)
 			output, err := cmd.CombinedOutput()
