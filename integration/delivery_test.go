@@ -707,7 +707,7 @@ func TestPassword(t *testing.T) {
 	if strings.Contains(logs(t, d.sensor), "-secret") {
 		t.Error("a password is in the log")
 	}
-	if strings.Count(logs(t, d.sensor), `"level":"ERROR"`) != 1 {
+	if strings.Count(logs(t, d.sensor), `"msg":"no connection","`) != 1 {
 		t.Errorf("the same reason more than once a minute:\n%s", logs(t, d.sensor))
 	}
 }

@@ -28,6 +28,11 @@ import (
 
 // tested says for each file in deploy/ which test that is.
 var tested = map[string]string{
+	"README.md":                 "TestReadmeLinks, TestReadmeCommands",
+	"reader":                    "TestReadmeDesk",
+	"reader.py":                 "TestReadmeDesk",
+	"split-link.txt":            "TestReadmeSplit",
+	"telegraf.conf":             "TestReadmeTelegraf",
 	"aws-iot-policy.json":       "TestReadmePolicy (read; only AWS can run it)",
 	"clouds":                    "TestClouds, TestAWS",
 	"clouds.md":                 "TestClouds",
