@@ -1189,7 +1189,7 @@ func BenchmarkTarget6Streams(b *testing.B) {
 	}
 	for k, kind := range kinds[1:] {
 		compare(b, 6, kind.name+": CPU a message; floor: a datagram", "%.2f µs", whole[k+1], whole[0], kind.limit)
-		compare(b, 6, "the same, decoder and filter alone", "%.2f µs", alone[k+1], alone[0], 0)
+		b.Logf("decoder and filter alone: %.2f µs, floor %.2f µs", median(alone[k+1]), median(alone[0]))
 	}
 }
 
@@ -1247,7 +1247,7 @@ func BenchmarkTarget7Load(b *testing.B) {
 	}
 	for k, name := range []string{"1,000", "100,000"} {
 		compare(b, 7, name+" TCP flows at once: CPU a message; floor: 1 flow", "%.2f µs", whole[k+1], whole[0], 1.5)
-		compare(b, 7, "the same, decoder and filter alone", "%.2f µs", alone[k+1], alone[0], 0)
+		b.Logf("decoder and filter alone: %.2f µs, floor %.2f µs", median(alone[k+1]), median(alone[0]))
 	}
 	compare(b, 7, "filter of 1,000 terms: CPU a term; floor: of 10 terms", "%.0f ns", perTerm[1], perTerm[0], 1.5)
 }
