@@ -762,8 +762,8 @@ func (d *decoder) emit(t transport, raw []byte) {
 	d.message.index++
 }
 
-// hepTransports are named by IP protocols; 22 and 50 is what Kamailio and OpenSIPS write for TLS
-// and WebSocket.
+// hepTransports are named by IP protocols; 22 and 50 are what Kamailio writes for TLS and
+// WebSocket.
 var hepTransports = map[int]transport{
 	protocolTCP:  tcp,
 	protocolUDP:  udp,
