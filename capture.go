@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -41,12 +40,14 @@ const (
 	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
 	pieceSize    = 16        // bytes of a piece
 	overhead     = 128       // bytes that a piece, segment, datagram or flow costs besides its data
+	maxGone      = 1000      // that are in the queue of a pool besides as many as are in use
 
 	fragmentAge = 30 * time.Second // in which a datagram must be complete
 	flowAge     = time.Minute      // after which a flow without segments is forgotten
 	gapAge      = 2 * time.Second  // in which a lost segment may be sent again
 	window      = 1 << 20          // sequence numbers farther apart are of different connections
 
+	maxLengths          = 64   // fields of Content-Length in a message
 	maxChecksums        = 8    // datagrams under one identification that fail, until all of it goes
 	maxWebSocketTries   = 8    // places in a segment where a WebSocket stream may begin
 	maxWebSocketLine    = 1024 // bytes of a start line with which one begins
@@ -267,21 +268,21 @@ func (s *source) capture(ctx context.Context, handle *pcap.Handle, d *decoder) e
 }
 
 // read returns nil at the end of the file or of ctx. Then what the kernel has buffered still
-// comes, for at most lastFrames.
+// comes, for at most lastFrames. Asking for the kernel's counters costs as much as 50 frames.
 func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) error {
 	const lastFrames = 200 * time.Millisecond
-	defer handle.Close()
+	var dropped uint32
+	var asked, stop time.Time
+	defer func() {
+		d.countDropped(handle, dropped)
+		handle.Close()
+	}()
 	link, err := linkTypeOf(handle)
 	if err != nil {
 		return err
 	}
-	var dropped uint32
-	var stop time.Time
 	for frames := 0; ; frames++ {
 		data, info, err := handle.ZeroCopyReadPacketData()
-		if !s.isFile && (err != nil || frames%64 == 0) {
-			dropped = d.countDropped(handle, dropped)
-		}
 		switch {
 		case err == nil:
 			if s.isFile && info.Timestamp.Unix() < 0 { // pcap has 32 bits without a sign
@@ -295,6 +296,10 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 			return fmt.Errorf("reading %s: %w", s.name, err)
 		default: // the end of the file
 			return nil
+		}
+		if (err != nil || frames%64 == 0) && time.Since(asked) > time.Second {
+			asked = time.Now()
+			dropped = d.countDropped(handle, dropped)
 		}
 		if ctx.Err() == nil {
 			continue
@@ -345,15 +350,19 @@ type decoder struct {
 	found     func(*message) // takes every message; must not keep its bytes
 	datagrams pool[datagramKey, datagram]
 	flows     pool[flowKey, flow]
-	idle      map[flowKey]idle // flows that hold nothing
-	silent    map[flowKey]idle // those to which nothing came since the last turn
-	turned    time.Time        // when idle flows became silent ones
-	failed    time.Time        // when a mistake of ours was logged
-	spare     flow             // the flow in hand, until it holds something
-	whole     []byte           // the datagram that the last fragment completed
-	unmasked  []byte           // the payload of the last WebSocket frame
+	idle      map[flowKey]*idle // flows that hold nothing
+	silent    map[flowKey]*idle // those to which nothing came since the last turn
+	turned    time.Time         // when idle flows became silent ones
+	failed    time.Time         // when a mistake of ours was logged
+	spare     flow              // the flow in hand, until it holds something
+	whole     []byte            // the datagram that the last fragment completed
+	unmasked  []byte            // the payload of the last WebSocket frame
 
-	// Of the frame in hand:
+	inHand
+}
+
+// inHand is what is known of the frame in hand.
+type inHand struct {
 	message message // its addresses are those of the innermost packet so far
 	network uint64  // of tags and tunnels: the same address in another network is another host
 	missing int     // bytes at the end of the packet that were not captured
@@ -363,7 +372,7 @@ type decoder struct {
 }
 
 func newDecoder(counters *captureCounters, found func(*message)) *decoder {
-	d := &decoder{counters: counters, found: found, idle: map[flowKey]idle{}}
+	d := &decoder{counters: counters, found: found, idle: map[flowKey]*idle{}}
 	d.datagrams = pool[datagramKey, datagram]{
 		entries: map[datagramKey]*pooled[datagramKey, datagram]{},
 		limit:   maxDatagrams,
@@ -384,10 +393,10 @@ func (d *decoder) frame(link linkType, data []byte, info gopacket.CaptureInfo) {
 	d.counters.packets.Add(1)
 	d.expire(info.Timestamp)
 	defer d.recovered()
-	d.message = message{time: info.Timestamp}
-	d.network, d.missing = 0, 0
-	d.cut = info.CaptureLength < info.Length
-	d.short, d.bad = false, false
+	d.inHand = inHand{
+		message: message{time: info.Timestamp},
+		cut:     info.CaptureLength < info.Length,
+	}
 	d.decode(link, data)
 	if d.bad || d.short && !d.cut {
 		d.counters.packetsInvalid.Add(1)
@@ -400,17 +409,17 @@ func (d *decoder) frame(link linkType, data []byte, info gopacket.CaptureInfo) {
 func (d *decoder) expire(now time.Time) {
 	defer d.recovered()
 	if len(d.idle) > maxIdle || now.Sub(d.turned) > flowAge {
-		d.idle, d.silent = map[flowKey]idle{}, d.idle
+		d.idle, d.silent = map[flowKey]*idle{}, d.idle
 		d.turned = now
 	}
 	d.datagrams.expire(now)
 	d.flows.expire(now)
 }
 
-// flush ends everything: after 200 years all is old.
+// flush ends everything: at the end of time all is old.
 func (d *decoder) flush() {
 	for len(d.datagrams.queue)+len(d.flows.queue) > 0 {
-		d.expire(d.message.time.AddDate(200, 0, 0))
+		d.expire(time.Unix(1<<40, 0))
 	}
 }
 
@@ -450,12 +459,16 @@ type pooled[K comparable, V any] struct {
 	value        V
 	size         int // bytes
 	used, queued time.Time
-	gone         bool // it was dropped, but is still queued
+	gone         bool // it was dropped; its place in the queue goes later
 }
 
 func (p *pool[K, V]) add(key K, now time.Time) *pooled[K, V] {
 	e := &pooled[K, V]{key: key, used: now, queued: now}
 	p.entries[key] = e
+	if len(p.queue) > 2*len(p.entries)+maxGone {
+		isGone := func(e *pooled[K, V]) bool { return e.gone }
+		p.queue = slices.DeleteFunc(p.queue, isGone)
+	}
 	p.queue = append(p.queue, e)
 	return e
 }
@@ -484,12 +497,13 @@ func (p *pool[K, V]) expire(now time.Time) {
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
 		isOld := now.Sub(e.used) >= p.age || crowded && !e.used.After(e.queued)
-		if !e.gone && isOld {
+		switch {
+		case e.gone:
+		case isOld:
 			p.drop(e)
 			p.end(e)
 			return
-		}
-		if !e.gone {
+		default:
 			e.queued = now
 			p.queue = append(p.queue, e)
 		}
@@ -527,11 +541,11 @@ func (d *decoder) decode(link linkType, b []byte) {
 		copy(h[:], b)
 		switch {
 		case layer < protocol:
-			layer, b = d.etherType(layer, h, b)
+			layer, b = d.etherType(layer, &h, b)
 		case layer < port:
-			layer, b = d.protocol(layer-protocol, h, b)
+			layer, b = d.protocol(layer-protocol, &h, b)
 		default:
-			layer, b = d.tunnel(layer-port, h, b)
+			layer, b = d.tunnel(layer-port, &h, b)
 		}
 	}
 }
@@ -559,7 +573,7 @@ func (d *decoder) enter(id int) { d.network = (d.network + uint64(id) + 1) * 0x9
 var pppProtocols = map[int]int{0x21: etherIPv4, 0x57: etherIPv6, 0x281: etherMPLS}
 
 // etherType reads a header that is named by an EtherType.
-func (d *decoder) etherType(layer int, h [40]byte, b []byte) (next int, rest []byte) {
+func (d *decoder) etherType(layer int, h *[40]byte, b []byte) (next int, rest []byte) {
 	switch layer {
 	case etherIPv4, etherIPv6:
 		return d.ip(h, b)
@@ -571,7 +585,7 @@ func (d *decoder) etherType(layer int, h [40]byte, b []byte) (next int, rest []b
 	case 0x8926: // VN-Tag (Cisco): it differs with the direction, so it is no network
 		return u16(h[4:]), d.behind(b, 6)
 	case etherMPLS, 0x8848: // a label (RFC 3032); the last one of the stack tells the network
-		if last := h[2]&1 != 0; !last {
+		if h[2]&1 == 0 {
 			return etherMPLS, d.behind(b, 4)
 		}
 		d.enter(u32(h[0:]) >> 12)
@@ -590,14 +604,15 @@ func (d *decoder) etherType(layer int, h [40]byte, b []byte) (next int, rest []b
 
 // ipVersion tells by its first byte whether IP follows.
 func ipVersion(first byte, otherwise int) (layer int) {
-	if version := first >> 4; version == 4 || version == 6 {
+	switch first >> 4 {
+	case 4, 6:
 		return etherIPv4
 	}
 	return otherwise
 }
 
 // protocol reads a header that is named by an IP protocol.
-func (d *decoder) protocol(layer int, h [40]byte, b []byte) (next int, rest []byte) {
+func (d *decoder) protocol(layer int, h *[40]byte, b []byte) (next int, rest []byte) {
 	switch layer {
 	case protocolTCP:
 		d.tcp(h, b)
@@ -623,7 +638,7 @@ func (d *decoder) protocol(layer int, h [40]byte, b []byte) (next int, rest []by
 
 // gre reads the header of RFC 2784 and RFC 2890. In it is ERSPAN type I, or, where it has sequence
 // numbers, type II with 8 bytes more.
-func (d *decoder) gre(h [40]byte, b []byte) (next int, rest []byte) {
+func (d *decoder) gre(h *[40]byte, b []byte) (next int, rest []byte) {
 	const erspan = 0x88be
 	checksum := int(h[0] >> 7)
 	key := int(h[0] >> 5 & 1)
@@ -641,7 +656,7 @@ func (d *decoder) gre(h [40]byte, b []byte) (next int, rest []byte) {
 }
 
 // tunnel reads the header of a tunnel, if a datagram to its port has one.
-func (d *decoder) tunnel(layer int, h [40]byte, b []byte) (next int, rest []byte) {
+func (d *decoder) tunnel(layer int, h *[40]byte, b []byte) (next int, rest []byte) {
 	d.cut = true
 	switch {
 	case (layer == 4789 || layer == 8472) && h[0]&8 != 0: // VXLAN (RFC 7348 §5)
@@ -680,24 +695,20 @@ func (d *decoder) tunnel(layer int, h [40]byte, b []byte) (next int, rest []byte
 
 // ip reads an IPv4 (RFC 791) or IPv6 (RFC 8200) header. A length of 0 is what segmentation offload
 // leaves.
-func (d *decoder) ip(h [40]byte, b []byte) (next int, rest []byte) {
+func (d *decoder) ip(h *[40]byte, b []byte) (next int, rest []byte) {
 	var key datagramKey
 	var p piece
 	var src, dst []byte
 	var size, total int
-	switch version := h[0] >> 4; version {
-	case 4:
-		p.begin = int32(8 * (u16(h[6:]) & 0x1fff))
-		p.last = h[6]&0x20 == 0
-		p.protocol = h[9]
-		key.id = u16(h[4:])
-		key.protocol = p.protocol // RFC 791 §3.2; not of IPv6 (RFC 8200 §4.5)
+	switch h[0] >> 4 {
+	case 4: // the protocol names a datagram, too (RFC 791 §3.2); not in IPv6 (RFC 8200 §4.5)
+		p = piece{begin: int32(8 * (u16(h[6:]) & 0x1fff)), last: h[6]&0x20 == 0, protocol: h[9]}
+		key = datagramKey{id: u16(h[4:]), protocol: h[9]}
 		size = 4 * int(h[0]&15)
 		total = u16(h[2:])
 		src, dst = h[12:16], h[16:20]
 	case 6:
-		p.last = true
-		p.protocol = h[6]
+		p = piece{last: true, protocol: h[6]}
 		size = 40
 		if length := u16(h[4:]); length != 0 {
 			total = size + length
@@ -718,13 +729,13 @@ func (d *decoder) ip(h [40]byte, b []byte) (next int, rest []byte) {
 }
 
 // ports reads the ports, which UDP, TCP and SCTP have in the same place.
-func (d *decoder) ports(h [40]byte) {
+func (d *decoder) ports(h *[40]byte) {
 	d.message.src = netip.AddrPortFrom(d.message.src.Addr(), uint16(u16(h[0:])))
 	d.message.dst = netip.AddrPortFrom(d.message.dst.Addr(), uint16(u16(h[2:])))
 }
 
 // udp reads a datagram (RFC 768), which may be SIP, or HEP, or a tunnel, as its port says.
-func (d *decoder) udp(h [40]byte, b []byte) (next int, rest []byte) {
+func (d *decoder) udp(h *[40]byte, b []byte) (next int, rest []byte) {
 	d.ports(h)
 	payload := d.behind(b, 8)
 	if length := u16(h[4:]); length > 0 { // segmentation offload leaves 0
@@ -746,7 +757,7 @@ func (d *decoder) udp(h [40]byte, b []byte) (next int, rest []byte) {
 // datagram takes a payload that is a message if it is SIP at all, and of which bytes may be
 // missing.
 func (d *decoder) datagram(t transport, payload []byte, missing int) (isSIP bool) {
-	sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
+	sip := startLine(trimLineEnds(payload))
 	if missing > 0 && sip != no {
 		d.counters.truncated.Add(1)
 	} else if sip == yes {
@@ -778,8 +789,9 @@ func (d *decoder) hep(packet []byte) {
 	const chunkHeader, sip = 6, 1
 	var src, dst netip.Addr
 	var ports [2]uint16
-	var kind, carrier, missing int
+	var kind, carrier int
 	var payload []byte
+	lost := d.missing // bytes of the payload; all of it, if the frame was cut before it
 	if len(packet) < chunkHeader || u16(packet[4:]) > len(packet)+d.missing {
 		return
 	}
@@ -788,7 +800,7 @@ func (d *decoder) hep(packet []byte) {
 		vendor, chunk := u16(b[0:]), u16(b[2:])
 		size := u16(b[4:])
 		value := b[chunkHeader:max(min(size, len(b)), chunkHeader)]
-		missing = max(size-len(b), 0)
+		missing := max(size-len(b), 0)
 		if size < chunkHeader || missing > d.missing {
 			return
 		}
@@ -811,23 +823,21 @@ func (d *decoder) hep(packet []byte) {
 			kind = number
 		case chunk == 15:
 			payload = value
+			lost = missing
 		}
 	}
 	t, known := hepTransports[carrier]
 	if kind != sip || !known || !src.IsValid() || !dst.IsValid() {
 		return
 	}
-	if payload == nil {
-		missing = d.missing // the frame was cut before it
-	}
 	d.message.src = netip.AddrPortFrom(src.Unmap(), ports[0])
 	d.message.dst = netip.AddrPortFrom(dst.Unmap(), ports[1])
-	d.datagram(t, payload, missing)
+	d.datagram(t, payload, lost)
 }
 
 // sctp reads every message that is whole in one DATA chunk (RFC 9260 §3.3.1); of one in several
 // chunks the first is counted.
-func (d *decoder) sctp(h [40]byte, b []byte) {
+func (d *decoder) sctp(h *[40]byte, b []byte) {
 	const data, beginning, whole, chunkHeader, dataHeader = 0, 2, 3, 4, 16
 	d.ports(h)
 	b = d.behind(b, 12)
@@ -903,7 +913,7 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	p.end = p.begin + int32(len(data)+d.missing)
 	isFragment := p.begin > 0 || !p.last
 	d.bad = d.bad || isFragment && (p.end > maxMessage || !p.last && p.end%8 != 0)
-	if !isFragment || d.bad || d.short || p.begin == p.end {
+	if !isFragment || d.bad || d.short || p.begin == p.end { // decode ends at what is bad or short
 		return protocol + int(p.protocol), data
 	}
 	key.src = d.message.src.Addr().As16()
@@ -914,6 +924,7 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	if e != nil && (now.Sub(e.value.began) > fragmentAge || len(e.value.bytes) > maxWaiting) {
 		d.datagrams.drop(e)
 		d.endDatagram(e)
+		e.value = datagram{} // the queue keeps e for a while
 		e = nil
 	}
 	if e == nil {
@@ -922,12 +933,11 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	}
 	e.used = now
 	g := &e.value
-	isFinished := g.accounted > 0 && g.accounted == len(g.bytes)
 	isNew, stale := false, false
 	if d.missing == 0 {
 		isNew, stale = g.take(p, data)
 	} else {
-		g.cut = g.cut || !isFinished
+		g.cut = g.cut || g.accounted == 0 || g.accounted < len(g.bytes) // not if it is finished
 	}
 	if stale {
 		d.counters.fragment.Add(1)
@@ -956,8 +966,8 @@ func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
 	at, base := p.begin, int32(len(g.bytes))
 	add := func(end int32) {
 		if at < end {
-			last := p.last && end == p.end
-			kept = append(kept, piece{at, end, base + at - p.begin, last, p.protocol})
+			isEnd := p.last && end == p.end
+			kept = append(kept, piece{at, end, base + at - p.begin, isEnd, p.protocol})
 			g.covered += int(end - at)
 			isNew = true
 		}
@@ -975,8 +985,8 @@ func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
 		at = max(at, q.end)
 	}
 	add(p.end)
+	g.pieces = slices.Replace(g.pieces, from, to, kept...)
 	if isNew {
-		g.pieces = slices.Replace(g.pieces, from, to, kept...)
 		g.bytes = append(g.bytes, data...)
 	}
 	if stale {
@@ -1033,6 +1043,7 @@ func (d *decoder) finish(e *pooled[datagramKey, datagram]) (next int, rest []byt
 	g.failures++
 	if g.failures >= maxChecksums {
 		d.datagrams.drop(e)
+		e.value = datagram{}
 	}
 	return 0, nil
 }
@@ -1086,12 +1097,10 @@ type flowKey struct {
 	ports    uint32
 }
 
-// idle is what is known of a flow that holds nothing (see track and framer). There may be a
-// hundred thousand.
+// idle is what is known of a flow that holds nothing. There may be a hundred thousand.
 type idle struct {
-	begin, position       uint32
-	last                  opening
-	fresh, sip, webSocket bool
+	progress
+	kind
 }
 
 // flow is one that holds something. Besides the track on which the last segment was it may have
@@ -1105,17 +1114,22 @@ type flow struct {
 // track is a part of a flow that was seen without a gap, and the segments that wait for what comes
 // next.
 type track struct {
+	progress
 	framer
-	begin    uint32    // its lowest sequence number, but at most a window before the position
-	position uint32    // the sequence number that comes next
-	last     opening   // of the segment that came last in order
-	fresh    bool      // it begins with a SYN, and nothing came yet
-	counted  bool      // what is incomplete at its end has been counted
-	born     time.Time // when it began
-	moved    time.Time // when something last came in order, or began to wait
-	head     []byte    // what came before the first message: its beginning may come yet
-	waiting  []segment // in order
-	held     int       // bytes of them
+	counted bool      // what is incomplete at its end has been counted
+	born    time.Time // when it began
+	moved   time.Time // when something last came in order, or began to wait
+	head    []byte    // what came before the first message: its beginning may come yet
+	waiting []segment // in order
+	held    int       // bytes of them
+}
+
+// progress is how far a track has come.
+type progress struct {
+	begin    uint32  // its lowest sequence number, but at most a window before the position
+	position uint32  // the sequence number that comes next
+	last     opening // of the segment that came last in order
+	fresh    bool    // it begins with a SYN, and nothing came yet
 }
 
 type segment struct {
@@ -1138,9 +1152,9 @@ func (s *segment) opening() (o opening) {
 	return o
 }
 
-func (o opening) contradicts(p opening) bool {
-	size := min(o.size, p.size)
-	return o.sequence == p.sequence && !bytes.Equal(o.bytes[:size], p.bytes[:size])
+func (o *opening) contradicts(s *segment) bool {
+	size := min(int(o.size), len(s.data))
+	return o.sequence == s.sequence && !bytes.Equal(o.bytes[:size], s.data[:size])
 }
 
 // behind tells how many bytes of the segment come before a sequence number, which wraps; below 0:
@@ -1157,7 +1171,7 @@ func (s *segment) cutFront(sequence uint32) {
 
 // tcp reads a segment (RFC 9293 §3.1). FIN and RST end nothing: they may be spoofed, and the end
 // of a flow shows in time.
-func (d *decoder) tcp(h [40]byte, b []byte) {
+func (d *decoder) tcp(h *[40]byte, b []byte) {
 	const reset, synchronize = 4, 2
 	d.ports(h)
 	size, flags := int(h[12]>>4)*4, h[13]
@@ -1175,45 +1189,50 @@ func (d *decoder) tcp(h [40]byte, b []byte) {
 	if isFirst {
 		s.sequence++
 	}
-	key := flowKey{network: d.network, ports: uint32(u32(h[0:]))}
-	key.src = d.message.src.Addr().As16()
-	key.dst = d.message.dst.Addr().As16()
-	f, e := d.recall(key)
+	key := flowKey{
+		src:     d.message.src.Addr().As16(),
+		dst:     d.message.dst.Addr().As16(),
+		network: d.network,
+		ports:   uint32(u32(h[0:])),
+	}
+	f, e, known := d.recall(key)
 	d.segment(f, s, isFirst)
-	d.keep(key, f, e)
+	d.keep(f, e, known, key)
 }
 
-// recall returns what is known of a flow, and its entry in the pool if it has one; else it isn't
-// kept yet.
-func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow]) {
+// recall returns what is known of a flow, and its entry in the pool, or among the idle ones, if it
+// has one.
+func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow], *idle) {
 	if e := d.flows.entries[key]; e != nil {
 		e.used = d.message.time
-		return &e.value, e
+		return &e.value, e, nil
 	}
-	known, isKnown := d.idle[key]
-	if !isKnown {
-		known, isKnown = d.silent[key]
+	known := d.idle[key]
+	if known == nil && d.silent[key] != nil {
+		known = d.silent[key]
+		d.idle[key] = known
 		delete(d.silent, key)
 	}
 	d.spare = flow{}
-	if isKnown {
+	if known != nil {
 		d.spare.track = track{
-			framer:   framer{sip: known.sip, webSocket: known.webSocket},
-			begin:    known.begin,
-			position: known.position,
-			last:     known.last,
-			fresh:    known.fresh,
+			progress: known.progress,
+			framer:   framer{kind: known.kind},
 			born:     d.message.time,
 			moved:    d.message.time,
 		}
 	}
-	return &d.spare, nil
+	return &d.spare, nil, known
 }
 
-// keep puts a flow where it belongs.
-func (d *decoder) keep(key flowKey, f *flow, e *pooled[flowKey, flow]) {
+// keep puts a flow where it belongs: e or known is where it was, or both are nil.
+func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key flowKey) {
 	if f.other == nil && f.head == nil && f.waiting == nil && f.isIdle() {
-		d.idle[key] = idle{f.begin, f.position, f.last, f.fresh, f.sip, f.webSocket}
+		if known == nil {
+			known = &idle{}
+			d.idle[key] = known
+		}
+		*known = idle{f.progress, f.kind}
 		if e != nil {
 			d.flows.drop(e)
 		}
@@ -1240,8 +1259,7 @@ func (d *decoder) segment(f *flow, s segment, isFirst bool) {
 		f.head = nil
 	}
 	if f.other != nil && now.Sub(f.other.moved) > flowAge {
-		d.endTrack(f.other)
-		f.other = nil
+		d.endOther(f)
 	}
 	fit := f.fit(&s, isFirst)
 	if f.other != nil {
@@ -1278,10 +1296,8 @@ func (t *track) fit(s *segment, isFirst bool) int {
 	switch {
 	case t.born.IsZero() || isFirst && s.sequence != t.begin:
 		return unrelated
-	case t.last.contradicts(s.opening()): // one of them is a stray
+	case t.last.contradicts(s): // one of them is a stray
 		return unrelated
-	case behind == 0 && len(s.data) > 0:
-		return continues
 	case behind >= 0 && s.behind(t.begin) <= 0 && behind < len(s.data)+s.missing:
 		return continues
 	case behind >= 0 && s.behind(t.begin) <= 0:
@@ -1295,20 +1311,16 @@ func (t *track) fit(s *segment, isFirst bool) int {
 // begin makes a track for a segment. It takes the place of the one that was used less lately,
 // unless that is the only one with SIP.
 func (d *decoder) begin(f *flow, s segment, isFirst bool) {
-	if f.other != nil && f.other.sip && !f.sip {
+	if f.other != nil && f.other.sip && !f.sip { // that one stays
 		f.track, *f.other = *f.other, f.track
-	} // now what stays is the track
-	if f.other != nil {
-		d.endTrack(f.other)
 	}
+	d.endOther(f)
 	if !f.born.IsZero() {
 		previous := f.track
 		f.other = &previous
 	}
 	f.track = track{
-		begin:    s.sequence,
-		position: s.sequence,
-		fresh:    isFirst,
+		progress: progress{begin: s.sequence, position: s.sequence, fresh: isFirst},
 		born:     s.time,
 		moved:    s.time,
 	}
@@ -1350,9 +1362,8 @@ func (d *decoder) advance(f *flow, s segment) {
 				s.data = s.data[:room]
 				s.missing = 0
 			}
-			if f.other.last.contradicts(rest.opening()) { // it is a stray
-				d.endTrack(f.other)
-				f.other = nil
+			if f.other.last.contradicts(&rest) { // it is a stray
+				d.endOther(f)
 			}
 		}
 		d.extend(&f.track, s)
@@ -1393,13 +1404,10 @@ func (d *decoder) extend(t *track, s segment) {
 		t.last = s.opening()
 	}
 	t.feed(d, s.data)
-	t.position += uint32(len(s.data))
-	if s.missing > 0 {
-		if t.gap(s.missing) {
-			d.counters.truncated.Add(1)
-		}
-		t.position += uint32(s.missing)
+	if s.missing > 0 && t.gap(s.missing) {
+		d.counters.truncated.Add(1)
 	}
+	t.position += uint32(len(s.data) + s.missing)
 	t.fresh = false
 	t.moved = d.message.time
 	if int32(t.position-t.begin) > window {
@@ -1413,13 +1421,19 @@ func (d *decoder) join(f *flow) {
 	other := f.other
 	f.other = nil
 	size := other.position - other.begin
-	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head))
+	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head)) &&
+		other.waiting == nil
 	d.extend(&f.track, segment{sequence: f.position, time: d.message.time, data: other.head})
 	if onlyHead {
 		return
 	}
+	for _, s := range f.waiting {
+		other.wait(s)
+	}
+	f.waiting = nil
 	d.endTrack(&f.track)
 	other.begin = f.begin
+	other.passed = f.passed
 	other.head = nil
 	f.track = *other
 }
@@ -1427,20 +1441,17 @@ func (d *decoder) join(f *flow) {
 // giveUp goes on behind a lost segment. What was before it stays as the other track: if it was no
 // loss, but a stray segment that was ahead, the flow goes on there.
 func (d *decoder) giveUp(f *flow) {
-	if f.other != nil {
-		d.endTrack(f.other)
-	}
+	d.endOther(f)
 	before := f.track
 	before.waiting, before.held = nil, 0
 	before.counted = true
 	f.other = &before
-	now, index := d.message.time, d.message.index
 	d.skipGap(&f.track)
-	d.message.time, d.message.index = now, index
 }
 
 // skipGap goes on with the first segment that waits, and those right behind it.
 func (d *decoder) skipGap(t *track) {
+	now, index := d.message.time, d.message.index // not of the messages here
 	s := t.next()
 	inSIP := t.sip
 	if t.gap(int(s.sequence-t.position)) && inSIP {
@@ -1452,18 +1463,17 @@ func (d *decoder) skipGap(t *track) {
 	for len(t.waiting) > 0 && t.waiting[0].behind(t.position) >= 0 {
 		d.extend(t, t.next())
 	}
+	d.message.time, d.message.index = now, index
 }
 
 // endTrack hands over what waited, and counts what stays incomplete.
 func (d *decoder) endTrack(t *track) {
-	now, index := d.message.time, d.message.index
 	for len(t.waiting) > 0 {
 		d.skipGap(t)
 	}
 	if t.sip && !t.counted && t.isOpen() {
 		d.counters.streamGap.Add(1)
 	}
-	d.message.time, d.message.index = now, index
 }
 
 // endFlow ends a flow of which no segment is in hand.
@@ -1472,26 +1482,37 @@ func (d *decoder) endFlow(e *pooled[flowKey, flow]) {
 	src, dst := netip.AddrFrom16(key.src).Unmap(), netip.AddrFrom16(key.dst).Unmap()
 	d.message.src = netip.AddrPortFrom(src, uint16(key.ports>>16))
 	d.message.dst = netip.AddrPortFrom(dst, uint16(key.ports))
+	d.endOther(f)
+	d.endTrack(&f.track)
+}
+
+func (d *decoder) endOther(f *flow) {
 	if f.other != nil {
 		d.endTrack(f.other)
+		f.other = nil
 	}
-	d.endTrack(&f.track)
 }
 
 // framer turns the bytes of a stream, in order, into messages. It remembers how far it has looked:
 // no byte is looked at more than a few times, however the stream is cut into segments.
 type framer struct {
-	sip       bool // a whole start line was seen in this stream
+	kind
+	broken   bool // the message in hand was counted: its header section is only read for its end
+	state    uint8
+	skip     int    // bytes to come that nothing is looked for in
+	buffer   []byte // from where a message, or a WebSocket frame, may begin
+	line     int    // of the buffer: where the last line of the header section begins
+	lengthAt int    // of the buffer: where the first Content-Length may begin, 0 without one
+	searched int    // of the buffer: from line to there no line ends
+	need     int    // size of the message or frame in the buffer, of what may tell which it is,
+	// or of the body behind a header section that is too large
+	passed int // bytes before the first message
+}
+
+// kind is what is known of a stream.
+type kind struct {
+	sip       bool // a whole start line was seen in it
 	webSocket bool // it is framed by RFC 6455, not by Content-Length
-	broken    bool // the message in hand was counted: its header section is only read for its end
-	state     uint8
-	skip      int    // bytes to come that nothing is looked for in
-	buffer    []byte // from where a message, or a WebSocket frame, may begin
-	line      int    // of the buffer: where the last line of the header section begins
-	lengthAt  int    // of the buffer: 1 + where the line before the first Content-Length begins
-	searched  int    // of the buffer: no line ends between there and line
-	need      int    // size of the message or frame in the buffer, or of what may tell which it is
-	passed    int    // bytes before the first message
 }
 
 const (
@@ -1507,9 +1528,9 @@ func (f *framer) isIdle() bool { return f.state == seeking && f.skip == 0 && len
 // isOpen tells whether the end of the stream would be in the middle of a message.
 func (f *framer) isOpen() bool { return !f.broken && f.skip == 0 && len(f.buffer) > 0 }
 
-// restart is for what comes next: only feed still needs the buffer.
+// restart keeps what is known of the stream, for what comes next; feed shortens the buffer.
 func (f *framer) restart() {
-	*f = framer{sip: f.sip, webSocket: f.webSocket, passed: f.passed, buffer: f.buffer}
+	*f = framer{kind: f.kind, passed: f.passed, buffer: f.buffer}
 }
 
 // feed takes the next bytes. With them a line begins, or goes on.
@@ -1528,7 +1549,11 @@ func (f *framer) feed(d *decoder, b []byte) {
 		case f.webSocket:
 			b, more = f.frame(d, b)
 		case f.state == seeking:
+			before, hadSIP := len(b), f.sip
 			b, more = f.seek(d, b, &tries)
+			if !hadSIP {
+				f.passed += before - len(b)
+			}
 		case f.state == inHeaders:
 			b, more = f.headers(d, b)
 		case f.state == inRest:
@@ -1547,41 +1572,35 @@ func (f *framer) feed(d *decoder, b []byte) {
 // gap notes that bytes are missing, and tells whether that is a loss: not in what is skipped
 // anyway. What is known of the message in hand is used to skip the rest of it.
 func (f *framer) gap(size int) (lost bool) {
-	if f.skip > size {
-		f.skip -= size
+	if f.skip > size || f.state == inRest {
+		f.skip = max(f.skip-size, 0)
 		return false
 	}
 	lost = f.sip || len(f.buffer) > 0
 	rest := 0
 	switch {
-	case f.state == inRest:
-		return false
 	case f.state == inHeaders:
 		lost = !f.broken
 		f.broken = true
-		f.buffer = bytes.Clone(f.buffer[:f.line]) // whole lines; before may be another track's
+		f.buffer = bytes.Clone(f.buffer[:f.line]) // whole lines; giveUp keeps a track with the rest
 		f.searched = f.line
 		return lost
-	case f.skip == 0 && (f.state == inBody || f.webSocket) && f.need > 0:
+	case f.state == inBody || f.webSocket:
 		rest = f.need - len(f.buffer) - size
 	}
-	f.restart()
-	f.buffer = nil
-	f.skip = max(rest, 0)
-	f.webSocket = f.webSocket && rest > 0
-	f.sip = f.sip && rest > 0
+	*f = framer{
+		kind:   kind{sip: f.sip && rest > 0, webSocket: f.webSocket && rest > 0},
+		passed: f.passed,
+		skip:   max(rest, 0),
+	}
 	return lost
 }
+
+const minStartLine = len("M x SIP/2.0\n") // or of a response; most attacks have shorter lines
 
 // seek looks for a start line, at the beginnings of lines and of segments, and, at a few places,
 // for a WebSocket frame with one. It waits for more where there may be one.
 func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool) {
-	before, isFirst := len(b), !f.sip
-	defer func() {
-		if isFirst {
-			f.passed += before - len(rest)
-		}
-	}()
 	isPlace := f.searched == 0 // where WebSocket may begin: a segment, and behind an empty line
 	for len(b) > 0 {
 		if f.searched == 0 {
@@ -1598,7 +1617,7 @@ func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool)
 		} else if verdict == maybe {
 			return b, false
 		}
-		if isPlace && *tries > 0 && len(b) > 0 {
+		if isPlace && *tries > 0 && len(b) > 0 && b[0]&webSocketReserved == 0 {
 			if len(b) < f.need {
 				return b, false
 			}
@@ -1626,8 +1645,7 @@ func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool)
 		}
 		size = f.searched + newline + 1
 		f.searched = 0
-		if size <= maxMessage && startLine(b[:size]) == yes {
-			f.restart()
+		if size >= minStartLine && size <= maxMessage && startLine(b[:size]) == yes {
 			f.sip = true
 			f.state = inHeaders
 			f.line, f.searched = size, size
@@ -1656,45 +1674,49 @@ func proxyHeader(b []byte) (verdict, int) {
 
 // headers looks for the end of the header section.
 func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
+	begin, searched := f.line, f.searched
 	for {
-		newline := bytes.IndexByte(b[f.searched:], '\n')
-		end := f.searched + newline + 1
+		newline := bytes.IndexByte(b[searched:], '\n')
+		end := searched + newline + 1
 		if newline < 0 {
 			end = len(b)
 		}
-		f.searched = end
-		if end > maxMessage {
-			return f.oversize(d, b)
-		}
-		if newline < 0 {
+		if newline < 0 || end > maxMessage {
+			f.line = begin
+			f.searched = end
+			if end > maxMessage {
+				return f.oversize(d, b)
+			}
 			return b, false
 		}
-		line := b[f.line:end]
-		if len(line) == len("\n") || len(line) == len("\r\n") && line[0] == '\r' {
-			return f.section(d, b)
-		}
-		if beginsMessage(line) { // what came before was a line in a body, or has lost its end
-			b = b[f.line:]
-			end -= f.line
+		line := b[begin:end]
+		switch {
+		case len(line) <= len("\r\n") && isCRLF(rune(line[0])):
 			f.searched = end
+			return f.section(d, b)
+		case mayBegin(line) && beginsMessage(line):
+			// what came before was a line in a body, or has lost its end
+			b = b[begin:]
+			end -= begin
 			f.broken = false
 			f.lengthAt = 0
-		} else if f.lengthAt == 0 && mayHaveLength(line) {
-			f.lengthAt = 1 + bytes.LastIndexByte(b[:f.line-1], '\n') + 1
+		case f.lengthAt == 0 && mayHaveLength(line):
+			f.lengthAt = begin
 		}
-		f.line = end
+		begin, searched = end, end
 	}
+}
+
+// mayBegin tells at a glance whether beginsMessage may be true: SIP/2.0 is at either end.
+func mayBegin(line []byte) bool {
+	n := len(line) - len("0\n")
+	return n > 2 && (line[3] == '/' || line[n-1] == '.' || line[n-2] == '.' && line[n-1] == '0')
 }
 
 // beginsMessage tells whether a line in a header section is a start line, and not one like "Server
 // : demo SIP/2.0".
 func beginsMessage(line []byte) bool {
-	text := line[:len(line)-1]
-	if end := len(text) - 1; end > 0 && text[end] == '\r' {
-		text = text[:end]
-	}
-	mayBe := len(text) > 3 && (text[3] == '/' || text[len(text)-2] == '.') // at a glance: SIP/2.0
-	if !mayBe || startLine(line) != yes {
+	if startLine(line) != yes {
 		return false
 	}
 	name := bytes.IndexFunc(line, func(c rune) bool { return c > 127 || !isToken(byte(c)) })
@@ -1704,47 +1726,49 @@ func beginsMessage(line []byte) bool {
 // mayHaveLength tells at a glance whether a line may be a Content-Length, or its compact form.
 func mayHaveLength(line []byte) bool {
 	const at = len("content-")
-	return line[0]|0x20 == 'l' || len(line) > at && line[at]|0x20 == 'l' // 0x20: in lower case
+	first := line[0] | caseBit
+	return first == 'l' || first == 'c' && len(line) > at && line[at]|caseBit == 'l'
 }
 
 // section comes to the end of a header section, and with it to the Content-Length (RFC 3261
 // §18.3).
 func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 	end := f.searched
-	length, good := contentLength(b[max(f.lengthAt-1, 0):end])
-	isBroken := f.broken
-	f.restart()
+	length, good := contentLength(b[f.lengthAt:end])
 	switch {
-	case isBroken:
+	case f.broken:
 	case !good:
 		d.counters.badLength.Add(1)
-	case length <= maxMessage-end:
+	case length > maxMessage-end:
+		d.counters.oversize.Add(1)
+	default:
 		f.state = inBody
 		f.need = end + length
-		return b, true
-	default:
-		d.counters.oversize.Add(1)
+		return f.body(d, b)
 	}
+	f.restart()
 	if good && length <= maxSkip {
 		f.skip = length
 	}
 	return b[end:], true
 }
 
-// contentLength is the value of all Content-Length fields of a header section. Two that differ are
-// as bad as none: the next hop may believe another one than we do.
+// contentLength is the value of all Content-Length fields of a header section, or of its end. Two
+// that differ, or very many, are as bad as none: the next hop may believe another one than we do.
 func contentLength(section []byte) (length int, good bool) {
-	var value []byte
-	fields, differ := 0, false
-	headers(section, "content-length", func(other []byte) bool {
-		differ = differ || fields > 0 && !bytes.Equal(value, other)
-		value = other
-		fields++
-		return differ
-	})
-	number, err := strconv.ParseUint(string(value), 10, 64) // 2^64-1 if it is larger
-	good = !differ && (err == nil || errors.Is(err, strconv.ErrRange))
-	return int(min(number, math.MaxInt32)), good
+	value, section, found := nextField(section, "content-length")
+	differ := false
+	for n := 1; found && !differ && len(section) > 0 && !isCRLF(rune(section[0])); n++ {
+		var other []byte
+		other, section, found = nextField(section, "content-length")
+		differ = found && (n == maxLengths || !bytes.Equal(value, other))
+	}
+	good = !differ && len(value) > 0
+	for _, c := range value {
+		good = good && '0' <= c && c <= '9'
+		length = min(10*length+int(c&15), math.MaxInt32)
+	}
+	return length, good
 }
 
 // oversize gives up a message whose header section is too large. Its Content-Length counts if it
@@ -1753,11 +1777,10 @@ func (f *framer) oversize(d *decoder, b []byte) (rest []byte, more bool) {
 	if !f.broken {
 		d.counters.oversize.Add(1)
 	}
-	length, good := contentLength(b[:f.line])
+	length, good := contentLength(b[f.lengthAt:f.line])
 	line := f.line
 	f.restart()
 	f.state = inRest
-	f.broken = true
 	if good && length <= maxSkip {
 		f.need = length
 	}
@@ -1814,9 +1837,11 @@ const (
 	opcodePong         = 10
 )
 
+const webSocketReserved = 0x70 // bits of the first byte that are 0: no letter begins a frame
+
 // readWebSocketHeader reads what b begins with; maybe: the header isn't there as a whole.
 func readWebSocketHeader(b []byte) (h webSocketHeader, is verdict) {
-	const finalBit, reserved, maskBit, maxControl = 0x80, 0x70, 0x80, 125
+	const finalBit, maskBit, maxControl = 0x80, 0x80, 125
 	var head [14]byte
 	copy(head[:], b)
 	h = webSocketHeader{
@@ -1828,7 +1853,8 @@ func readWebSocketHeader(b []byte) (h webSocketHeader, is verdict) {
 	}
 	isControl := h.opcode >= opcodeControl
 	isKnown := h.opcode <= opcodeBinary || isControl && h.opcode <= opcodePong
-	if head[0]&reserved != 0 || !isKnown || isControl && (!h.final || h.length > maxControl) {
+	isKnown = isKnown && head[0]&webSocketReserved == 0
+	if !isKnown || isControl && (!h.final || h.length > maxControl) {
 		return h, no
 	}
 	switch h.length {
@@ -1896,7 +1922,7 @@ func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict,
 	end := n + h.size + h.length
 	line := d.payload(h, b[n:], maxWebSocketLine)
 	isAll := len(line) == min(h.length, maxWebSocketLine)
-	switch sip := startLine(bytes.TrimLeftFunc(line, isCRLF)); {
+	switch sip := startLine(trimLineEnds(line)); {
 	case h.opcode == opcodeContinuation || sip == no || sip == maybe && isAll:
 		return no, 0
 	case sip == maybe:
@@ -1906,7 +1932,7 @@ func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict,
 	}
 	text := b[n+h.size : min(end, n+h.size+maxWebSocketSection, len(b))]
 	section := bytes.Index(text, []byte("\n\r\n")) + len("\n\r\n")
-	length, good := contentLength(text)
+	length, good := contentLength(trimLineEnds(text))
 	switch {
 	case section < len("\n\r\n") && len(text) < min(h.length, maxWebSocketSection):
 		return maybe, len(b) + 1
@@ -1944,7 +1970,7 @@ func (f *framer) frame(d *decoder, b []byte) (rest []byte, more bool) {
 		d.counters.oversize.Add(1)
 	case isData:
 		payload := d.payload(h, b, maxMessage)
-		sip := startLine(bytes.TrimLeftFunc(payload, isCRLF))
+		sip := startLine(trimLineEnds(payload))
 		if h.final && sip == yes {
 			d.emit(ws, payload)
 		} else if !h.final && sip != no {

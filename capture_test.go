@@ -4073,21 +4073,93 @@ func TestHostileCost(t *testing.T) {
 		total, _ := costs(frames)
 		return total / 500
 	}
-	small, large := plainOf(500), plainOf(60000)
 	for name, frames := range hostile() {
 		t.Run(name, func(t *testing.T) {
-			total, slowest := costs(frames)
-			each, plain := total/time.Duration(len(frames)), small
+			size := 500
 			if len(frames) == 1 {
-				plain = large
+				size = 60000
 			}
-			ratio := float64(each) / float64(plain)
-			t.Logf("%s: %d frames, %s each, %.1f times plain ones, at most %s", name, len(frames), each, ratio, slowest)
+			var plain, slowest time.Duration
+			var ratio float64
+			for range 5 { // what else runs on the machine can only raise it
+				plain = plainOf(size)
+				var total time.Duration
+				total, slowest = costs(frames)
+				each := total / time.Duration(len(frames))
+				ratio = float64(each) / float64(plain)
+				t.Logf("%d frames, %s each, %.1f times plain ones, at most %s", len(frames), each, ratio, slowest)
+				if ratio <= most && slowest <= time.Millisecond {
+					break
+				}
+			}
 			if ratio > most*room {
 				t.Errorf("%.1f times plain frames of %s, want at most %d", ratio, plain, most)
 			}
 			if slowest > time.Duration(room*float64(time.Millisecond)) {
 				t.Errorf("a frame took %s, want at most 1 ms", slowest)
+			}
+		})
+	}
+}
+
+// TestDroppedIsFreed: an entry that stays at the head of its queue must not keep what was dropped behind it.
+func TestDroppedIsFreed(t *testing.T) {
+	d := newDecoder(&captureCounters{}, func(*message) {})
+	info := gopacket.CaptureInfo{Timestamp: captureStart}
+	send := func(frame []byte) {
+		info.Timestamp = info.Timestamp.Add(time.Microsecond)
+		info.CaptureLength, info.Length = len(frame), len(frame)
+		d.frame(ethernet, frame, info)
+	}
+	heap := func() int {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return int(stats.HeapAlloc)
+	}
+	outer := []header{ethernetHeader(), ipv4Header()}
+	payload := make([]byte, 1400)
+	m := request("INVITE", "split", "")
+	before := heap()
+	send(fragment(outer, layers.IPProtocolUDP, 1, 0, true, payload))                       // stays
+	send(connection{"192.0.2.99:5060", "192.0.2.2:5060", 0}.segment(0, "P", m[:len(m)/2])) // stays
+	for i := range 20_000 {
+		binary.BigEndian.PutUint32(payload, uint32(i))
+		send(fragment(outer, layers.IPProtocolUDP, 2, 0, true, payload))
+		send(client.segment(i*len(m), "P", m[:len(m)/2]))
+		send(client.segment(i*len(m)+len(m)/2, "P", m[len(m)/2:]))
+	}
+	if grown := heap() - before; grown > 4<<20 {
+		t.Errorf("%d bytes are kept", grown)
+	}
+	if size := len(d.flows.queue); size > maxGone+10 {
+		t.Errorf("%d flows are queued", size)
+	}
+	runtime.KeepAlive(d)
+}
+
+// TestJoinKeepsWhatWaits: a segment before the first one of a track must not cost what waits in either.
+func TestJoinKeepsWhatWaits(t *testing.T) {
+	first, second := request("INVITE", "first", ""), request("INVITE", "second", "")
+	text := first + second
+	for name, frames := range map[string][][]byte{
+		"a stray segment before a SYN": {
+			client.syn(),
+			client.segment(100, "P", text[100:]),
+			client.segment(-50, "P", strings.Repeat("x", 50)),
+			client.segment(0, "P", text[:100]),
+		},
+		"in the late beginning": {
+			client.segment(0, "P", text[:40]),
+			client.segment(200, "P", text[200:]),
+			client.segment(100, "P", text[100:200]),
+			client.segment(40, "P", text[40:150]),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, counted := raws(t, each(frames...))
+			if !slices.Equal(got, []string{first, second}) || counted != "" {
+				t.Errorf("got %q, counted %s", got, counted)
 			}
 		})
 	}

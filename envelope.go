@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -63,18 +64,17 @@ func startLine(b []byte) verdict {
 	if !isResponse && !isRequest {
 		return no
 	}
-	line, _, isWhole := bytes.Cut(b, []byte("\n"))
-	if !isWhole {
+	line, after := cutLine(b)
+	if after == nil {
 		return maybe
 	}
-	line = bytes.TrimSuffix(line, []byte("\r"))
 	if isResponse {
 		code, _, _ := bytes.Cut(line[min(known, len(line)):], []byte(" "))
 		if len(code) == digits && len(bytes.Trim(code, "0123456789")) == 0 {
 			return yes
 		}
 	}
-	before := len(line) - len(version) // the blank before it isn't the one behind the method
+	before := len(line) - len(version) // of a request: method, blank, Request-URI, blank
 	if isRequest && before > method+2 && line[before-1] == ' ' &&
 		bytes.EqualFold(line[before:], []byte(version)) {
 		return yes
@@ -115,24 +115,14 @@ func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
 
 // trimLineEnds takes away the empty lines that may come before a start line (RFC 3261 §7.5).
 func trimLineEnds(raw []byte) []byte {
-	for len(raw) > 0 && isCRLF(rune(raw[0])) {
-		raw = raw[1:]
-	}
-	return raw
+	return bytes.TrimLeftFunc(raw, isCRLF)
 }
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to
 // neither part. Where text has no line end, all of it is the line, and after is nil.
 func cutLine(text []byte) (line, after []byte) {
-	line = text
-	if end := bytes.IndexByte(text, '\n'); end >= 0 {
-		line = text[:end]
-		after = text[end+1:]
-	}
-	if last := len(line) - 1; last >= 0 && line[last] == '\r' {
-		line = line[:last]
-	}
-	return line, after
+	line, after, _ = bytes.Cut(text, []byte("\n"))
+	return bytes.TrimSuffix(line, []byte("\r")), after
 }
 
 // caseBit is the difference between an upper and a lower case letter in ASCII. With it, other
@@ -164,49 +154,40 @@ var longForms = [256]string{
 	'y': "identity",
 }
 
-// headers calls match with the value of each header field that has a name, until it is true for
-// one. The name is given in its long form and lower case; a message may have it in any case, long
-// or compact. A value is unfolded (RFC 3261 §7.3.1) and trimmed, and belongs to the call of match
-// alone, unless match is true for it. A nil match is true for any value.
-//
-// If it is true for none, after is what follows the empty line that ends the header fields, and
-// nil where there is no such line.
-func headers(raw []byte, name string, match func(value []byte) bool) (found bool, after []byte) {
-	_, rest := cutLine(trimLineEnds(raw))
-	var line, unfolded []byte
-	for len(rest) > 0 {
-		first := rest[0] | caseBit
-		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(rest[0])) {
-			_, rest, _ = bytes.Cut(rest, []byte("\n")) // most fields, at a glance
+// nextField finds the next header field with a name, from the beginning of a line on. The name is
+// given in its long form and lower case; a message may have it in any case, long or compact. The
+// value is unfolded (RFC 3261 §7.3.1) and trimmed. If there is no such field, rest is what follows
+// the empty line that ends the header fields, and nil where there is no such line; else it is what
+// follows the field.
+func nextField(lines []byte, name string) (value, rest []byte, found bool) {
+	for len(lines) > 0 {
+		first := lines[0] | caseBit
+		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(lines[0])) {
+			_, lines, _ = bytes.Cut(lines, []byte("\n")) // most fields, at a glance
 			continue
 		}
-		line, rest = cutLine(rest)
+		line, after := cutLine(lines)
 		if len(line) == 0 {
-			return false, rest
+			return nil, after, false
 		}
-		value, named := fieldValue(line, name)
-		if !named {
-			continue
-		}
-		if isBlank(rest) {
-			unfolded = append(unfolded[:0], value...)
-			for isBlank(rest) {
-				line, rest = cutLine(rest)
-				unfolded = append(unfolded, ' ')
-				unfolded = append(unfolded, bytes.TrimSpace(line)...)
+		lines = after
+		value, found = fieldValue(line, name)
+		if found {
+			value = slices.Clip(value) // append must not write into the message
+			for goesOn(lines) {
+				line, lines = cutLine(lines)
+				value = append(value, ' ')
+				value = append(value, bytes.TrimSpace(line)...)
 			}
-			value = bytes.TrimSpace(unfolded)
-		}
-		if match == nil || match(value) {
-			return true, nil
+			return bytes.TrimSpace(value), lines, true
 		}
 	}
-	return false, nil
+	return nil, nil, false
 }
 
-// isBlank reports whether a line begins with a blank: then it goes on with the field before it.
-func isBlank(line []byte) bool {
-	return len(line) > 0 && (line[0] == ' ' || line[0] == '\t')
+// goesOn reports whether lines begin with a blank: then the first goes on with the field before it.
+func goesOn(lines []byte) bool {
+	return len(lines) > 0 && (lines[0] == ' ' || lines[0] == '\t')
 }
 
 // fieldValue is the value in the first line of a header field, if the field has that name.
@@ -226,24 +207,28 @@ func fieldValue(line []byte, name string) (value []byte, named bool) {
 // endsName reports whether c may follow the name of a header field.
 func endsName(c byte) bool { return c == ':' || c == ' ' || c == '\t' }
 
-// anyHeader reports whether match is true for the value of any header field with that name.
-func anyHeader(raw []byte, name string, match func(value []byte) bool) bool {
-	found, _ := headers(raw, name, match)
+// anyHeader reports whether match is true for the value of any header field with that name; a nil
+// match is true for any value.
+func anyHeader(text []byte, name string, match func(value []byte) bool) bool {
+	_, lines := cutLine(text)
+	value, lines, found := nextField(lines, name)
+	for found && match != nil && !match(value) {
+		value, lines, found = nextField(lines, name)
+	}
 	return found
 }
 
 // firstHeader is the value of the first header field with that name, nil without one.
-func firstHeader(raw []byte, name string) (first []byte) {
-	anyHeader(raw, name, func(value []byte) bool {
-		first = value
-		return true
-	})
-	return first
+func firstHeader(text []byte, name string) []byte {
+	_, lines := cutLine(text)
+	value, _, _ := nextField(lines, name)
+	return value
 }
 
 // body is what follows the first empty line.
-func body(raw []byte) []byte {
-	_, after := headers(raw, "\n", nil) // no header has this name
+func body(text []byte) []byte {
+	_, lines := cutLine(text)
+	_, after, _ := nextField(lines, "\n") // no line has this in it
 	return after
 }
 
@@ -278,10 +263,11 @@ func hasTag(value []byte) bool {
 
 // isTag reports whether a parameter is a tag: the word in any case, then "=", ";" or nothing.
 func isTag(parameter []byte) bool {
-	parameter = bytes.TrimSpace(parameter)
-	word := parameter[:min(len("tag"), len(parameter))]
-	rest := bytes.TrimSpace(parameter[len(word):])
-	return equalFold(word, "tag") && (len(rest) == 0 || rest[0] == '=' || rest[0] == ';')
+	end := bytes.IndexAny(parameter, "=;")
+	if end >= 0 {
+		parameter = parameter[:end]
+	}
+	return equalFold(bytes.TrimSpace(parameter), "tag")
 }
 
 // equalFold reports whether b is an ASCII word in any case. (bytes.EqualFold alone takes U+017F
@@ -299,7 +285,7 @@ func isToken(c byte) bool {
 }
 
 // appendEnvelope appends the envelope of a message to b: one JSON object in one line, its keys
-// always in the same order. Nothing in it is taken out of the message, which is in it as it was.
+// always in the same order. No field is extracted from the message, which is in it whole.
 //
 // id is a UUID of version 8 (RFC 9562 §5.8) of all that tells this message from any other that was
 // ever captured: the same capture always has the same id. signature is the same wherever and

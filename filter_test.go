@@ -1368,14 +1368,14 @@ func quickest(f func()) time.Duration {
 	return least
 }
 
-// No datagram costs more than twelve times its FNV-1a, which is 1 ms for the longest of them on slow machines,
-// whatever of its text a usual filter looks at.
+// No datagram costs much more than its FNV-1a, which is a multiplication a byte, whatever of its text a usual filter
+// looks at: what isn't linear would cost a thousand times as much.
 func TestFilterCost(t *testing.T) {
 	if raceDetector() {
 		t.Skip("the race detector multiplies times")
 	}
 	fill := func(part string) string { return strings.Repeat(part, 65000/len(part)) }
-	const most = 12
+	const most = 40 // 6 to 12 on a machine of our own, up to 25 where others share the cores
 	const start = "INVITE sip:bob@example.org SIP/2.0\r\n"
 	for name, raw := range map[string]string{
 		"line ends first":   fill("\r\n") + start + "To: <sip:a@b>\r\nUser-Agent: x\r\n\r\n",
@@ -1612,7 +1612,7 @@ func FuzzMessage(f *testing.F) {
 		untouched := bytes.Clone(raw)
 		filter(&message{raw: raw})
 		values := func(raw []byte, name string) (values []string) {
-			anyHeader(raw, name, func(value []byte) bool {
+			anyHeader(trimLineEnds(raw), name, func(value []byte) bool {
 				values = append(values, string(value))
 				return false
 			})
@@ -1640,7 +1640,7 @@ func FuzzMessage(f *testing.F) {
 		if !bytes.Equal(raw, untouched) {
 			t.Errorf("%q became %q", untouched, raw)
 		}
-		if !bytes.HasSuffix(raw, body(raw)) {
+		if !bytes.HasSuffix(raw, body(trimLineEnds(raw))) {
 			t.Errorf("%q: the body isn't its end", raw)
 		}
 	})
