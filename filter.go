@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -33,12 +34,8 @@ var forms = []form{
 	{"response", func(p parts, _ []*argument) bool {
 		return p.response
 	}},
-	{"method NAME …", anyOf(func(p parts, a *argument) bool {
-		return equalFold(p.method, a.name)
-	})},
-	{"methods NAME …", anyOf(func(p parts, a *argument) bool {
-		return equalFold(p.method, a.name)
-	})},
+	{"method NAME …", isMethod},
+	{"methods NAME …", isMethod},
 	{"status CODE …", anyOf(func(p parts, a *argument) bool {
 		return a.lowest <= p.status && p.status <= a.highest
 	})},
@@ -79,12 +76,7 @@ var forms = []form{
 		return crc32.ChecksumIEEE(firstHeader(p.text, "call-id"))%a[0].n == 0
 	}},
 	{"all F …", func(p parts, a []*argument) bool {
-		for _, f := range a {
-			if !f.selects(p) {
-				return false
-			}
-		}
-		return true
+		return !slices.ContainsFunc(a, func(f *argument) bool { return !f.selects(p) })
 	}},
 	{"any F …", anyOf(func(p parts, a *argument) bool {
 		return a.selects(p)
@@ -94,21 +86,18 @@ var forms = []form{
 	}},
 }
 
+var isMethod = anyOf(func(p parts, a *argument) bool { return equalFold(p.method, a.name) })
+
 // anyOf is a form that is true if a test is true for any of its arguments.
 func anyOf(test func(p parts, a *argument) bool) func(parts, []*argument) bool {
 	return func(p parts, arguments []*argument) bool {
-		for _, a := range arguments {
-			if test(p, a) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(arguments, func(a *argument) bool { return test(p, a) })
 	}
 }
 
 // argument is what an argument was compiled to; its kind says which fields it has.
 type argument struct {
-	name      string                 // NAME
+	name      string                 // NAME, of a method: as it was written
 	header    string                 // NAME, of a header: its long form in lower case
 	lowest    int                    // CODE
 	highest   int                    // CODE
@@ -141,10 +130,8 @@ var kinds = map[string]struct {
 	"CODE": {
 		want: "a code (100 to 699), a class (4xx) or a range (400-499)",
 		read: func(word string, a *argument) bool {
-			low, high, isRange := strings.Cut(strings.ToLower(word), "-")
-			if !isRange {
-				high = low
-			}
+			low, high, _ := strings.Cut(strings.ToLower(word), "-")
+			high = cmp.Or(high, low) // one code, or a class
 			a.lowest, _ = strconv.Atoi(strings.ReplaceAll(low, "x", "0"))
 			a.highest, _ = strconv.Atoi(strings.ReplaceAll(high, "x", "9"))
 			return isCode.MatchString(word) && a.lowest <= a.highest
@@ -202,21 +189,20 @@ func compileFilter(source string) (func(*message) bool, error) {
 	}
 	c.tokens = tokens.FindAllStringIndex(source, -1)
 	filter := c.read(node{}, 0)
-	if len(filter) == 0 && len(c.problems) == 0 {
-		return func(*message) bool { return true }, nil
-	}
 	var arguments []*argument
 	if len(c.problems) == 0 {
 		arguments = c.arguments(filter, []string{"F"})
 	}
 	if len(c.problems) == 0 && len(filter) > 1 {
-		second := filter[1]
-		c.fail(second.at, second.text, "the end: put several forms into (all …) or (any …)")
+		const want = "the end: put several forms into (all …) or (any …)"
+		c.fail(filter[1].at, filter[1].text, want)
 	}
 	if len(c.problems) > 0 {
 		return nil, errors.Join(c.problems...)
 	}
-	return func(m *message) bool { return arguments[0].selects(partsOf(m)) }, nil
+	return func(m *message) bool {
+		return len(arguments) == 0 || arguments[0].selects(partsOf(m))
+	}, nil
 }
 
 // compiler has what is known of a filter while it is read.
@@ -238,7 +224,7 @@ var (
 	tokens   = regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[;#][^\n]*|[^ \t\r\n()"]+`)
 	unclosed = regexp.MustCompile(`^"(\\"|[^"])*$`)
 	comment  = regexp.MustCompile(`^[;#]`)
-	operator = regexp.MustCompile(`^[=!~<>&|]*[=<>&|][=!~<>&|]*$`) // no name consists of these
+	operator = regexp.MustCompile(`^[=!~<>&|]*[=<>&|][=!~<>&|]*$`) // names may have ! and ~
 )
 
 const order = "each form stands in parentheses, its name first, then its arguments"
@@ -247,9 +233,9 @@ const order = "each form stands in parentheses, its name first, then its argumen
 // It ends at the first problem, after which it isn't clear what the rest means.
 func (c *compiler) read(open node, depth int) (list []node) {
 	for len(c.tokens) > 0 {
-		begin, end := c.tokens[0][0], c.tokens[0][1]
+		at := c.tokens[0]
 		c.tokens = c.tokens[1:]
-		n := node{at: begin, text: c.source[begin:end]}
+		n := node{at: at[0], text: c.source[at[0]:at[1]]}
 		want := ""
 		switch {
 		case n.text == ")" && depth > 0:
@@ -279,7 +265,7 @@ func (c *compiler) read(open node, depth int) (list []node) {
 	return list
 }
 
-// form compiles a form; a word is a form without arguments.
+// form compiles a form; a word is a form without arguments, and so is (), with a name that is none.
 func (c *compiler) form(n node) func(parts) bool {
 	name := n
 	var list []node
@@ -303,7 +289,7 @@ func (c *compiler) form(n node) func(parts) bool {
 	return func(p parts) bool { return f.selects(p, arguments) }
 }
 
-// named reports whether a form has a name.
+// named is a test for the form with a name.
 func named(name string) func(form) bool {
 	return func(f form) bool { return strings.HasPrefix(f.usage+" ", name+" ") }
 }
@@ -320,7 +306,7 @@ func (c *compiler) arguments(list []node, wanted []string) (arguments []*argumen
 			a.selects = c.form(n)
 		case kind == "RE":
 			a.matches = c.expression(n)
-		case !kinds[kind].read(unquote.Replace(n.text), a):
+		case !kinds[kind].read(unquote.Replace(n.text), a): // which fills a
 			c.fail(n.at, n.text, kinds[kind].want)
 		}
 		if len(c.problems) > problems && len(n.list) == 0 {
@@ -353,7 +339,7 @@ func (c *compiler) expression(n node) func(text []byte) bool {
 		c.fail(at, part, "the syntax of RE2: "+wrong.Code.String())
 		return nil
 	}
-	tree, _ := syntax.Parse(source, syntax.Perl) // as regexp.Compile does it
+	tree, _ := syntax.Parse(source, syntax.Perl) // again, for its tree: regexp doesn't show it
 	required := literals(tree)
 	return func(text []byte) bool {
 		occurs := func(literal []byte) bool { return bytes.Contains(text, literal) }
@@ -367,8 +353,7 @@ func literals(re *syntax.Regexp) (texts [][]byte) {
 	switch re.Op {
 	case syntax.OpLiteral:
 		text := string(re.Rune)
-		exact := re.Flags&syntax.FoldCase == 0 && !strings.ContainsRune(text, utf8.RuneError)
-		if exact {
+		if re.Flags&syntax.FoldCase == 0 && !strings.ContainsRune(text, utf8.RuneError) {
 			return [][]byte{[]byte(text)}
 		}
 	case syntax.OpCapture, syntax.OpPlus:

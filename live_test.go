@@ -332,7 +332,7 @@ func TestLiveDrops(t *testing.T) {
 	const sent, more, size = 4000, 50, 1000
 	long := testFrame(layers.IPProtocolUDP, testCall("INVITE", 0)+strings.Repeat("x", size))
 	flood := slices.Repeat([][]byte{long}, sent)
-	s.signal(syscall.SIGSTOP)
+	s.stop()
 	one.send(flood...)
 	s.signal(syscall.SIGCONT)
 	got := s.untilStats("all counted", func(s statsLine) bool { return s.Packets+s.PacketsDropped >= sent })
@@ -361,7 +361,7 @@ func TestLiveStop(t *testing.T) {
 			s := launchLive(t, "INTERFACE=one")
 			const n = 500
 			if isBusy { // so that the signal comes before any of the frames is read
-				s.signal(syscall.SIGSTOP)
+				s.stop()
 			}
 			one.send(liveCalls(0, n)...)
 			s.signal(syscall.SIGTERM)

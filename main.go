@@ -9,7 +9,8 @@
 //	main.go      the manual (below, which -help prints), configuration, wiring, counters
 //
 // Each device, or the file, has a goroutine that owns its decoder; the broker's connection has one
-// that writes and one that reads; the log has one. They share the queue and the counters.
+// that writes and one that reads; the log has one. They share the queue and the counters, which the
+// stats and /metrics read.
 package main
 
 import (
@@ -54,7 +55,7 @@ MQTT. Nothing is lost silently: what isn't published is counted, with the reason
 
   sip-capture            capture, as the environment says
   sip-capture -check     validate the configuration without capturing or connecting
-  sip-capture -health    ask /healthz at METRICS_ADDR: exit code 0 or 1
+  sip-capture -health    ask /healthz at METRICS_ADDR: exit code 0 or 1 (2 where that is not set)
   sip-capture -version   print the version
   sip-capture -help      print this
 
@@ -107,7 +108,7 @@ func main() {
 		return
 	}
 	fmt.Fprintln(os.Stderr, err)
-	if errors.As(err, &configError{}) {
+	if errors.As(err, &configError{}) || errors.Is(err, errUnusable) {
 		os.Exit(2)
 	}
 	os.Exit(1)
@@ -122,7 +123,7 @@ func run(args []string) error {
 	if version == "" && ok {
 		version = build.Main.Version
 	}
-	if len(args) == 0 {
+	if len(args) == 0 { // an empty argument is wrong, too
 		return capture()
 	}
 	switch strings.Join(args, " ") {
@@ -163,11 +164,7 @@ func capture() error {
 	if err != nil {
 		return configError{err}
 	}
-	err = sense(c)
-	if errors.Is(err, errUnusable) {
-		return configError{err}
-	}
-	return err
+	return sense(c)
 }
 
 // config is the environment.
@@ -204,11 +201,11 @@ type config struct {
 // rule is what has to hold of a variable, and what its value should be where it doesn't.
 type rule struct {
 	variable string
-	holds    bool
+	holds    bool // true: its type alone is checked, by env (see unparsedVariables)
 	want     string
 }
 
-// configure reads the environment. The error has every problem in it, a line each.
+// configure reads the environment. The error has every problem in it, each with its variable first.
 func configure() (*config, error) {
 	host, _ := os.Hostname()
 	c := &config{ClientID: "sip-capture-" + host + "-" + rand.Text()[:8]}
@@ -216,7 +213,7 @@ func configure() (*config, error) {
 	var problems []error
 	for _, r := range slices.Concat(c.valueRules(), c.fileRules(), c.captureRules()) {
 		if !r.holds || slices.Contains(unparsed, r.variable) {
-			value := os.Getenv(r.variable)
+			value := os.Getenv(r.variable) // so no rule is one of PASSWORD
 			problems = append(problems, fmt.Errorf("%s: %q; want %s", r.variable, value, r.want))
 		}
 	}
@@ -250,13 +247,11 @@ const (
 	maxBufferMB = 2047    // libpcap counts bytes in 31 bits
 	maxQueueMB  = 1 << 20 // 1 TiB
 	maxRate     = 1_000_000
-	maxText     = 65535 // bytes of a string in MQTT (3.1.1 §1.5.3)
 )
 
 // valueRules are those that a look at the value decides.
 func (c *config) valueRules() []rule {
 	address, err := net.ResolveTCPAddr("tcp", c.MetricsAddr)
-	listens := err == nil && address.Port > 0
 	const topic = "a topic without the wildcards + and #, at most 65535 bytes of text"
 	return []rule{
 		{"SNAPLEN", c.Snaplen >= 68 && c.Snaplen <= maxSnaplen, "a whole number from 68 to 262144"},
@@ -277,7 +272,8 @@ func (c *config) valueRules() []rule {
 		{"ALPN", areProtocols(c.ALPN),
 			"names of protocols, such as mqtt or x-amzn-mqtt-ca, separated by commas"},
 		{"QUEUE_MB", c.QueueMB >= 1 && c.QueueMB <= maxQueueMB, "a whole number from 1 to 1048576"},
-		{"METRICS_ADDR", c.MetricsAddr == "" || listens, "host:port, such as 127.0.0.1:9464"},
+		{"METRICS_ADDR", c.MetricsAddr == "" || err == nil && address.Port > 0,
+			"host:port, such as 127.0.0.1:9464"},
 		{"INCLUDE_ADDRESSES", true, "true or false"},
 		{"STATS_INTERVAL", c.StatsInterval >= 0, "a duration from 0, such as 30s or 5m"},
 		{"LOG_LEVEL", true, "debug, info, warn or error"},
@@ -299,8 +295,8 @@ func areProtocols(names []string) bool {
 
 // fileRules are those of secrets and certificates. The files are read again at each connect.
 func (c *config) fileRules() []rule {
-	d := c.delivery()
-	_, passwordErr := d.readPassword()
+	_, passwordErr := c.delivery().readPassword()
+	// CA_FILE and CERT_FILE each by itself, so that an error names its variable.
 	_, caErr := (&delivery{caFile: c.CAFile}).tlsConfig(&url.URL{})
 	_, pairErr := (&delivery{certFile: c.CertFile, keyFile: c.KeyFile}).tlsConfig(&url.URL{})
 	return []rule{
@@ -320,7 +316,7 @@ func (c *config) fileRules() []rule {
 
 // captureRules are those of what is captured. They also trim the names of the devices, and forget
 // them where a file is read.
-func (c *config) captureRules() (rules []rule) {
+func (c *config) captureRules() []rule {
 	if c.PcapFile != "" {
 		c.Interfaces = nil
 	}
@@ -337,18 +333,17 @@ func (c *config) captureRules() (rules []rule) {
 		isGood = isGood && (isAny || slices.Contains(there, device) && !isTwice)
 		c.Interfaces[i] = device
 	}
-	rules = append(rules, rule{"INTERFACE", isGood,
-		"any by itself, as it is all devices, or each once of " + strings.Join(there, ", ")})
-	for _, from := range c.sources() {
-		fileErr := from.checkFile()
-		filterErr := from.checkBPF()
-		rules = append(rules,
-			rule{"PCAP_FILE", fileErr == nil,
-				fmt.Sprint("a pcap or pcapng file: ", fileErr)},
-			rule{"BPF_FILTER", filterErr == nil,
-				fmt.Sprint("a pcap-filter(7) expression: ", filterErr)})
+	from := c.sources()[0] // of several devices one is enough
+	fileErr := from.checkFile()
+	filterErr := from.checkBPF()
+	return []rule{
+		{"INTERFACE", isGood,
+			"any by itself, as it is all devices, or each once of " + strings.Join(there, ", ")},
+		{"PCAP_FILE", fileErr == nil,
+			fmt.Sprint("a pcap or pcapng file: ", fileErr)},
+		{"BPF_FILTER", filterErr == nil,
+			fmt.Sprint("a pcap-filter(7) expression: ", filterErr)},
 	}
-	return rules
 }
 
 // sources are the devices, or the file, with what is the same for all.
@@ -409,33 +404,39 @@ func (c *config) settings() []slog.Attr {
 		slog.String("topic", c.Topic),
 		slog.String("status_topic", c.StatusTopic),
 		slog.String("client_id", c.ClientID),
+		slog.String("password_file", c.PasswordFile),
+		slog.String("ca_file", c.CAFile),
+		slog.String("cert_file", c.CertFile),
+		slog.String("key_file", c.KeyFile),
+		slog.String("alpn", strings.Join(c.ALPN, ",")),
 		slog.Int("max_rate", c.MaxRate),
 		slog.Int("queue_mb", c.QueueMB),
 		slog.String("metrics_addr", c.MetricsAddr),
 		slog.Bool("include_addresses", c.IncludeAddresses),
+		slog.String("stats_interval", c.StatsInterval.String()),
+		slog.String("log_level", c.LogLevel.String()),
 	}
 }
 
-// warnings are of what looks wrong, but needn't be: a variable that is nearly one of ours, and a
-// device that this user may not open.
+// warnings are of what looks wrong, but needn't be: a variable that is nearly one of ours (it has
+// the same first four letters, which all of ours have, and about the same length), and a device
+// that this user may not open.
 func (c *config) warnings() (all []string) {
 	for _, setting := range os.Environ() {
 		name, _, _ := strings.Cut(setting, "=")
 		for _, ours := range settingNames() {
-			begin := ours[:4]
 			longer := len(name) - len(ours)
-			isNear := strings.HasPrefix(name, begin) && longer >= -1 && longer <= 1
+			isNear := strings.HasPrefix(name, ours[:4]) && longer >= -1 && longer <= 1
 			if isNear && !slices.Contains(settingNames(), name) {
 				warning := fmt.Sprintf("%s is set, but isn't read; is %s meant?", name, ours)
 				all = append(all, warning)
 			}
 		}
 	}
-	// A socket of protocol 0 gets no frames.
+	// A socket is opened to see whether that is allowed; with protocol 0 it gets no frames.
 	socket, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_RAW, 0)
-	if err == nil {
-		syscall.Close(socket)
-	} else if c.PcapFile == "" {
+	syscall.Close(socket)
+	if err != nil && c.PcapFile == "" {
 		all = append(all, "this user may not capture from a device (NET_RAW): "+err.Error())
 	}
 	return all
@@ -443,10 +444,9 @@ func (c *config) warnings() (all []string) {
 
 // settingNames are the names of the variables that config has.
 func settingNames() (names []string) {
-	for _, field := range reflect.VisibleFields(reflect.TypeFor[config]()) {
-		if name := field.Tag.Get("env"); name != "" {
-			names = append(names, name)
-		}
+	fields, _ := env.GetFieldParams(&config{})
+	for _, field := range fields {
+		names = append(names, field.Key)
 	}
 	return names
 }
@@ -470,7 +470,8 @@ func sense(c *config) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	signal.Ignore(syscall.SIGPIPE) // a reader of the log that has gone is no reason to end
-	lines := newLogWriter(os.Stdout)
+	lines := &logWriter{out: os.Stdout, lines: make(chan []byte, 1000)}
+	go lines.run()
 	defer lines.flush()
 	options := &slog.HandlerOptions{Level: c.LogLevel}
 	slog.SetDefault(slog.New(slog.NewJSONHandler(lines, options)))
@@ -499,19 +500,24 @@ func sense(c *config) error {
 	}()
 	s.announce()
 	delivered := make(chan struct{})
-	var reports sync.WaitGroup
-	reports.Go(func() { s.report(delivered) })
-	s.publisher.run(delivering, captured.Done())
-	close(delivered)
-	reports.Wait() // so that the last counters stand last
+	go func() {
+		s.publisher.run(delivering, captured.Done())
+		close(delivered)
+	}()
+	s.report(delivered) // until then, so that the last counters stand last
 	if c.PcapFile != "" {
 		s.warnWithoutFrames()
 	}
 	slog.Info("stats", attributes(s.metrics())...)
-	if err := context.Cause(captured); !errors.Is(err, context.Canceled) {
-		return err
+	dropped := s.publisher.stats().dropped
+	if c.PcapFile != "" && capturing.Err() == nil && dropped > 0 {
+		return fmt.Errorf("publishing: %d messages were dropped, the log says why", dropped)
 	}
-	return nil
+	err := context.Cause(captured)
+	if errors.Is(err, context.Canceled) { // not by an error
+		return nil
+	}
+	return err // nil, too, if captures never ended
 }
 
 // capture starts a goroutine for each device, or for the file; drain is called when all are done. A
@@ -569,10 +575,7 @@ func (s *sensor) announce() {
 // report logs the counters each STATS_INTERVAL, and once if a minute has passed without a frame.
 func (s *sensor) report(ended <-chan struct{}) {
 	minute := time.After(firstMinute)
-	var due <-chan time.Time // never, with an interval of 0
-	if s.StatsInterval > 0 {
-		due = time.Tick(s.StatsInterval)
-	}
+	due := time.Tick(s.StatsInterval) // never, with an interval of 0
 	for {
 		select {
 		case <-due:
@@ -595,7 +598,7 @@ func (s *sensor) warnWithoutFrames() {
 	}
 }
 
-const defaultFilter = "SIP on port 5060, with fragments and VLAN tags (the default)"
+const defaultFilter = "SIP on port 5060, with fragments, on Ethernet also in VLAN tags (default)"
 
 // logWriter stands between slog and standard output, whose reader may stall or go: the log must
 // never hold up anything.
@@ -604,12 +607,6 @@ type logWriter struct {
 	lines   chan []byte  // that wait for the reader
 	pending atomic.Int64 // lines that wait or are being written
 	lost    atomic.Int64 // lines for which there was no room
-}
-
-func newLogWriter(out io.Writer) *logWriter {
-	l := &logWriter{out: out, lines: make(chan []byte, 1000)}
-	go l.run()
-	return l
 }
 
 // Write takes a line over. It never blocks, and never fails.
@@ -722,9 +719,9 @@ func attributes(all []metric) (stats []any) {
 
 // writeMetrics writes the Prometheus text format 0.0.4.
 func writeMetrics(w io.Writer, all []metric) {
-	numbers := strings.NewReplacer("true", "1", "false", "0") // Prometheus has no others
-	info := metric{"info", "gauge", "The version of the sensor; always 1.", "version", nil}
-	info.values = []slog.Attr{slog.Int(version, 1)}
+	booleans := strings.NewReplacer("true", "1", "false", "0") // Prometheus has only numbers
+	info := metric{"info", "gauge", "The version of the sensor; always 1.",
+		"version", []slog.Attr{slog.Int(version, 1)}}
 	for _, m := range append(all, info) {
 		name := "sip_capture_" + m.name
 		if m.kind == "counter" {
@@ -736,7 +733,7 @@ func writeMetrics(w io.Writer, all []metric) {
 			if m.label != "" {
 				labels = fmt.Sprintf("{%s=%q}", m.label, v.Key)
 			}
-			fmt.Fprintf(w, "%s%s %s\n", name, labels, numbers.Replace(v.Value.String()))
+			fmt.Fprintf(w, "%s%s %s\n", name, labels, booleans.Replace(v.Value.String()))
 		}
 	}
 }

@@ -154,6 +154,25 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
+// stop stops the process, and waits until all of its threads stand still.
+func (p *process) stop() {
+	p.t.Helper()
+	p.signal(syscall.SIGSTOP)
+	runs := func(thread string) bool {
+		status, _ := os.ReadFile(thread)
+		return !bytes.Contains(status, []byte("\nState:\tT"))
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.cmd.Process.Pid))
+		if !slices.ContainsFunc(threads, runs) {
+			return
+		}
+		if time.Now().After(end) {
+			p.t.Fatal("it doesn't stop")
+		}
+	}
+}
+
 // untilLogged waits for a text on standard output.
 func (p *process) untilLogged(text string) {
 	p.t.Helper()
@@ -1906,6 +1925,34 @@ func TestLogLevel(t *testing.T) {
 	}
 }
 
+// TestFileNotAcknowledged: where a broker hangs up at a message of a file, the file isn't delivered.
+func TestFileNotAcknowledged(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			packets.ReadPacket(conn)
+			packets.NewControlPacket(packets.Connack).Write(conn)
+			packets.ReadPacket(conn)
+			conn.Close()
+		}
+	}()
+	file := writeFile(t, "one.pcap", captureFile(1, testCalls(1)[:1]...))
+	p := prepareProgram(t, nil, "BROKER=tcp://"+l.Addr().String(), "TOPIC=sip", "PCAP_FILE="+file).start()
+	p.exits(1, patience)
+	if got := p.stderr.String(); got != "publishing: 1 messages were dropped, the log says why\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestCheckPrints compares -check, and the line with which the program starts, with the settings.
 func TestCheckPrints(t *testing.T) {
 	t.Parallel()
@@ -1918,7 +1965,7 @@ func TestCheckPrints(t *testing.T) {
 		"VERSION: " + programVersion,
 		"INTERFACE: ",
 		"PCAP_FILE: " + file,
-		"BPF_FILTER: SIP on port 5060, with fragments and VLAN tags (the default)",
+		"BPF_FILTER: SIP on port 5060, with fragments, on Ethernet also in VLAN tags (default)",
 		"SIP_FILTER: (method invite)",
 		"SNAPLEN: 262144",
 		"PROMISCUOUS: true",
@@ -1927,10 +1974,17 @@ func TestCheckPrints(t *testing.T) {
 		"TOPIC: sip",
 		"STATUS_TOPIC: ",
 		"CLIENT_ID: c",
+		"PASSWORD_FILE: ",
+		"CA_FILE: ",
+		"CERT_FILE: ",
+		"KEY_FILE: ",
+		"ALPN: ",
 		"MAX_RATE: 0",
 		"QUEUE_MB: 5",
 		"METRICS_ADDR: ",
 		"INCLUDE_ADDRESSES: false",
+		"STATS_INTERVAL: 1m0s",
+		"LOG_LEVEL: INFO",
 		"configuration ok",
 	}
 	if stdout != strings.Join(want, "\n")+"\n" || stderr != "" {
@@ -2192,7 +2246,7 @@ func TestFirstLines(t *testing.T) {
 	}
 	for i, want := range []string{
 		`"level":"INFO","msg":"capturing","version":"` + programVersion + `","interface":"","pcap_file":"-",` +
-			`"bpf_filter":"SIP on port 5060, with fragments and VLAN tags (the default)","sip_filter":"",` +
+			`"bpf_filter":"SIP on port 5060, with fragments, on Ethernet also in VLAN tags (default)","sip_filter":"",` +
 			`"snaplen":1500,`,
 		`"level":"WARN","msg":"BROKERS is set, but isn't read; is BROKER meant?"}`,
 	} {

@@ -61,6 +61,7 @@ const hostAndPort = `([\w.-]*|\[[\w.:%]*\])(:[0-9]*)?`
 var (
 	brokerURL = regexp.MustCompile(`^(?i:(tcp|mqtt|ssl|tls|mqtts)://` + hostAndPort + `/?|` +
 		`wss?://` + hostAndPort + `([/?][^@#\s]*)?)$`)
+	// noPassword matches what has no place for credentials or a query.
 	noPassword = regexp.MustCompile(`^([\w+-]*:?//)?` + hostAndPort + `(/[\w./-]*)?$`)
 )
 
@@ -85,7 +86,7 @@ func parseBroker(text string) (*url.URL, error) {
 		"; a user goes into USERNAME, a password into PASSWORD_FILE")
 }
 
-const maxPassword = 65535 // bytes (MQTT 3.1.1 §3.1.3.5)
+const maxText = 65535 // bytes of a string or password in MQTT (3.1.1 §1.5.3, §3.1.3.5)
 
 var lineEnd = regexp.MustCompile(`\r?\n\z`)
 
@@ -100,11 +101,11 @@ func (d *delivery) readPassword() (string, error) {
 		return "", err
 	}
 	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxPassword+int64(len("\r\n"))+1))
+	text, err := io.ReadAll(io.LimitReader(file, maxText+int64(len("\r\n"))+1))
 	password := lineEnd.ReplaceAllString(string(text), "")
-	if err == nil && (password == "" || len(password) > maxPassword) {
+	if err == nil && (password == "" || len(password) > maxText) {
 		err = fmt.Errorf("%s is empty but for a newline, or longer than %d bytes",
-			d.passwordFile, maxPassword)
+			d.passwordFile, maxText)
 	}
 	return password, err
 }
@@ -147,10 +148,10 @@ const (
 )
 
 const (
-	roomBytes     = 7 << 17          // awaitRoom waits for less: in 1 MiB an envelope still fits
+	roomBytes     = 7 << 17          // with an envelope more it is below the least QUEUE_MB
 	writeBytes    = 64 << 10         // packets are written together up to about that size
-	reusedBuffers = 256              // buffers that are kept for further envelopes,
-	reusedBytes   = 4 << 10          // none larger than that: together 1 MiB
+	reusedBuffers = 1024             // buffers that are kept for further envelopes,
+	reusedBytes   = 4 << 10          // none larger than that: together 4 MiB
 	step          = time.Millisecond // what is due or arrives within it is handled together
 )
 
@@ -172,9 +173,10 @@ const maxQuickTries = 15
 // publisher queues envelopes and brings them to a broker with QoS 1: a message goes out as soon as
 // less than windowSize are unacknowledged.
 //
-// It speaks MQTT 3.1.1 with a few packets of its own and CONNECT of the paho library. It does
-// without that library's client, which writes every packet by itself, completes publishes that no
-// PUBACK confirmed, and allocates up to 256 MB where a broker announces that.
+// It speaks MQTT 3.1.1 with a few packets of its own, and CONNECT and the WebSocket dialler of the
+// paho library. It does without that library's client, which writes every packet by itself,
+// completes publishes that no PUBACK confirmed, and allocates up to 256 MB where a broker announces
+// that.
 //
 // The captures call put. One goroutine, deliver, connects and writes; while there is a connection,
 // another one reads the answers. They wake each other, nothing polls.
@@ -190,17 +192,18 @@ type publisher struct {
 	due      time.Time // with maxRate: when the next message may be sent
 	written  time.Time // when a packet was written last
 	caughtUp bool      // nothing waits for being sent
-	onTrial  bool      // a broker hung up at a message, which is sent alone next
+	onTrial  bool      // a broker hung up at a message: the next try comes soon
 
-	mu         sync.Mutex // guards the fields below
-	queueStats            // all but messages, which stats fills in
-	queue      []queued   // what waits or is unacknowledged, oldest first
-	begun      int        // so many of queue were ever sent: these are never dropped for room
-	sent       int        // so many of queue were sent on this connection
-	limit      int        // so many may be sent and unacknowledged
-	quickTries int        // hang-ups at a message, since all was well or one was dropped
-	freeIDs    []uint16   // packet ids that nothing in queue has
-	ended      bool       // run is over: everything is dropped
+	// sent <= begun <= len(queue), begun <= windowSize; only queue[:begun] have packet ids.
+	mu         sync.Mutex  // guards the fields below
+	queueStats             // all but messages, which stats fills in
+	queue      []queued    // what waits or is unacknowledged, oldest first
+	begun      int         // so many of queue were ever sent: these are never dropped for room
+	sent       int         // so many of queue were sent on this connection
+	limit      int         // so many may be sent and unacknowledged
+	quickTries int         // hang-ups at a message, since all was well or one was dropped
+	freeIDs    chan uint16 // packet ids that nothing in queue has
+	ended      bool        // run is over: everything is dropped
 }
 
 // queued is a message on its way.
@@ -208,7 +211,7 @@ type queued struct {
 	envelope []byte
 	id       uint16    // from the first sending on
 	at       time.Time // of the last sending
-	hangUps  int       // how many connections ended while it was the only one sent
+	hangUps  int       // how many brokers hung up while it was the only one sent
 }
 
 // queueStats are the publisher's counters: always, the sum of accepted is
@@ -230,10 +233,11 @@ func newPublisher(d *delivery, log *slog.Logger) *publisher {
 		buffers:  make(chan []byte, reusedBuffers),
 		wake:     make(chan struct{}, 1),
 		limit:    windowSize,
+		freeIDs:  make(chan uint16, windowSize),
 	}
 	p.fewer = sync.NewCond(&p.mu)
 	for id := range uint16(windowSize) {
-		p.freeIDs = append(p.freeIDs, windowSize-id)
+		p.freeIDs <- id + 1
 	}
 	return p
 }
@@ -268,7 +272,6 @@ func (p *publisher) makeRoom() {
 	for len(p.queue) > p.begun && (p.ended || p.bytes > p.queueBytes) {
 		p.dropped++
 		p.remove(p.begun)
-		p.fewer.Broadcast()
 	}
 }
 
@@ -279,20 +282,20 @@ func (p *publisher) remove(i int) {
 	p.bytes -= len(m.envelope)
 	if i < p.begun {
 		p.begun--
-		p.freeIDs = append(p.freeIDs, m.id)
+		p.freeIDs <- m.id
 	}
 	if i < p.sent {
 		p.sent--
 	}
-	copy(p.queue[1:], p.queue[:i]) // at most windowSize, and mostly none
+	copy(p.queue[1:], p.queue[:i]) // at most windowSize, and mostly none: the rest is long
 	p.queue[0] = queued{}
 	p.queue = p.queue[1:]
-	if cap(m.envelope) > reusedBytes {
-		return
-	}
-	select {
-	case p.buffers <- m.envelope[:0]:
-	default:
+	p.fewer.Broadcast()
+	if cap(m.envelope) <= reusedBytes {
+		select {
+		case p.buffers <- m.envelope[:0]:
+		default:
+		}
 	}
 }
 
@@ -344,8 +347,7 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) {
 	}
 	p.ended = true
 	p.connected = false
-	p.begun = 0
-	p.sent = 0
+	p.begun = 0 // so that makeRoom drops what was sent, too
 	p.makeRoom()
 }
 
@@ -363,7 +365,7 @@ func (p *publisher) deliver(ctx context.Context, drain <-chan struct{}) {
 			if ctx.Err() == nil {
 				p.failures.report(broker.Host, err)
 			}
-			if time.Since(start) > answerWait*second { // the connection held
+			if time.Since(start) > (connectWait+answerWait)*second { // the connection held
 				wait = second
 			}
 		}
@@ -397,16 +399,16 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 	}
 	p.log.Info("connected", "broker", broker.Host)
 
-	reading, stop := context.WithCancel(ctx)
+	alive, stop := context.WithCancel(ctx)
 	lost := make(chan error, 1)
 	go func() {
 		lost <- p.takeAnswers(conn, r)
 		stop()
 	}()
-	p.publishMessages(reading, conn)
+	p.publishMessages(alive, conn)
 	conn.SetDeadline(time.Now().Add(second / 4)) // to read what has been acknowledged by now
 	if ctx.Err() != nil {
-		p.disconnect(conn)
+		conn.Write(append(p.status("offline"), disconnectPacket...)) // the broker closes then
 	}
 	return p.settle(<-lost)
 }
@@ -544,9 +546,7 @@ func (p *publisher) nextPackets(out []byte) ([]byte, time.Duration) {
 	for p.sent < min(p.limit, len(p.queue)) && len(out) < writeBytes && !p.due.After(now) {
 		m := &p.queue[p.sent]
 		if p.sent == p.begun {
-			last := len(p.freeIDs) - 1
-			m.id = p.freeIDs[last]
-			p.freeIDs = p.freeIDs[:last]
+			m.id = <-p.freeIDs
 			p.begun++
 		}
 		m.at = now
@@ -582,11 +582,6 @@ func (p *publisher) pace(now time.Time) {
 	p.due = p.due.Add(time.Second / time.Duration(p.maxRate))
 }
 
-// disconnect publishes that the sensor is offline and sends DISCONNECT. The broker closes then.
-func (p *publisher) disconnect(conn net.Conn) {
-	conn.Write(append(p.status("offline"), disconnectPacket...))
-}
-
 // takeAnswers reads answers until the connection ends. They come in crowds: a pause before the
 // next reading lets many be read at once, which takes a third off the CPU of a message. There is
 // none while a single answer is awaited.
@@ -597,7 +592,6 @@ func (p *publisher) takeAnswers(conn net.Conn, r *bufio.Reader) error {
 		for err == nil && r.Buffered() > 0 {
 			outstanding, err = p.takeAnswer(r)
 		}
-		p.fewer.Broadcast()
 		p.wakeDeliver()
 		if err != nil {
 			return err
@@ -643,8 +637,7 @@ func (p *publisher) settle(err error) error {
 	sent := p.sent
 	p.sent = 0
 	p.connected = false
-	var network net.Error
-	isLate := errors.As(err, &network) && network.Timeout()
+	isLate := os.IsTimeout(err)
 	switch {
 	case isLate && sent > 0:
 		return fmt.Errorf("%d PUBACKs are late: %w", sent, err)
@@ -666,9 +659,8 @@ func (p *publisher) settle(err error) error {
 // is no hang-up at one. mu is held.
 func (p *publisher) suspect() {
 	oldest := &p.queue[0]
-	oldest.hangUps++
-	if p.limit > 1 { // it wasn't alone
-		oldest.hangUps = 0
+	if p.limit == 1 { // it was alone
+		oldest.hangUps++
 	}
 	p.quickTries++
 	if oldest.hangUps == 3 {
@@ -676,7 +668,6 @@ func (p *publisher) suspect() {
 			"check", "the broker's message size limit (Mosquitto: max_packet_size), its ACL")
 		p.dropped++
 		p.remove(0)
-		p.fewer.Broadcast()
 		p.quickTries = 0
 	}
 	p.limit = 1
@@ -694,16 +685,15 @@ func readAnswer(r *bufio.Reader, expected ...uint16) (kind, value uint16, err er
 	if !slices.Contains(expected, kind) {
 		return 0, 0, fmt.Errorf("the broker sent a packet %04x, which has no place here", kind)
 	}
-	if kind == pingresp {
-		r.Discard(2)
-		return kind, 0, nil
-	}
-	packet, err := r.Peek(4)
+	size := len(head) + int(head[1]) // 2 or 4, as it is an expected one
+	packet, err := r.Peek(size)
 	if err != nil {
 		return 0, 0, err
 	}
-	value = binary.BigEndian.Uint16(packet[2:])
-	r.Discard(4)
+	if size == 4 {
+		value = binary.BigEndian.Uint16(packet[2:])
+	}
+	r.Discard(size)
 	return kind, value, nil
 }
 
@@ -721,8 +711,8 @@ func appendPublish(b []byte, topic string, id uint16, payload []byte) []byte {
 
 // checks are what to look at where a reason holds a text; the first one counts.
 var checks = []struct{ text, settings string }{
-	{"tls: ", "CA_FILE, CERT_FILE, KEY_FILE, ALPN"},
 	{"x509: ", "CA_FILE, CERT_FILE, KEY_FILE"},
+	{"tls: ", "CA_FILE, CERT_FILE, KEY_FILE, ALPN"},
 	{"PASSWORD_FILE", "PASSWORD_FILE"},
 	{"open ", "CA_FILE, CERT_FILE, KEY_FILE"},
 	{"no certificates", "CA_FILE"},
@@ -739,7 +729,7 @@ var checks = []struct{ text, settings string }{
 type failureLog struct {
 	log   *slog.Logger
 	mu    sync.Mutex
-	times map[string]int // by reason, since the last summary
+	times map[string]int // by broker and reason, since the last summary
 }
 
 // Brokers can give any number of reasons of any size.
