@@ -22,7 +22,7 @@ const (
 
 	// mostStatements is how many there are: more than the 1,000 of an afternoon's reading. It may fall,
 	// and not rise.
-	mostStatements = 1920
+	mostStatements = 1862
 )
 
 var auditedFiles = []string{"main.go", "capture.go", "filter.go", "envelope.go", "publish.go"}
@@ -160,7 +160,7 @@ func TestAudit(t *testing.T) {
 			float64(a.inFuncs.statements)/float64(max(1, a.inFuncs.lines)), a.longest)
 	}
 	var all audit
-	table := []string{"| file | lines of code | statements | a line | longest function |", "|---|---|---|---|---|"}
+	table := []string{"| file | lines of code | statements | a line of functions | longest function, lines |", "|---|---|---|---|---|"}
 	for _, name := range auditedFiles {
 		text, err := os.ReadFile(name)
 		if err != nil {
