@@ -205,7 +205,8 @@ var (
 	}
 )
 
-// linkTypeOf goes by the name, as gopacket keeps only the lower 8 bits of the number.
+// linkTypeOf goes by the name, as gopacket keeps only the lower 8 bits of the number. libpcap lists
+// the type that the handle has first.
 func linkTypeOf(handle *pcap.Handle) (linkType, error) {
 	names, err := handle.ListDataLinks()
 	if err != nil || len(names) == 0 {
@@ -756,14 +757,14 @@ func (d *decoder) udp(h *[40]byte, b []byte) (next int, rest []byte) {
 
 // datagram takes a payload that is a message if it is SIP at all, and of which bytes may be
 // missing.
-func (d *decoder) datagram(t transport, payload []byte, missing int) (isSIP bool) {
+func (d *decoder) datagram(t transport, payload []byte, missing int) (isTaken bool) {
 	sip := startLine(trimLineEnds(payload))
 	if missing > 0 && sip != no {
 		d.counters.truncated.Add(1)
 	} else if sip == yes {
 		d.emit(t, payload)
 	}
-	return sip == yes
+	return sip == yes || sip == maybe && missing > 0
 }
 
 func (d *decoder) emit(t transport, raw []byte) {
@@ -842,6 +843,7 @@ func (d *decoder) sctp(h *[40]byte, b []byte) {
 	d.ports(h)
 	b = d.behind(b, 12)
 	missing := d.missing
+	// A chunk of which nothing was captured may have been DATA: it is counted as cut.
 	for !d.short && (len(b) > 0 || missing >= chunkHeader) {
 		isData := len(b) == 0 || b[0] == data
 		headerSize := chunkHeader
@@ -892,7 +894,7 @@ type datagram struct {
 	pieces    []piece   // by position; they don't overlap
 	bytes     []byte    // of all pieces, in the order of arrival
 	covered   int       // bytes of the datagram that are there
-	accounted int       // in bytes: before it lies what is of datagrams finished or counted
+	accounted int       // bytes[:accounted] are of datagrams that are finished, or counted
 	failures  int       // of checksums
 	cut       bool      // a piece was not captured as a whole
 }
@@ -959,16 +961,17 @@ func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
 		return cmp.Or(cmp.Compare(q.end, begin), -1) // the first one that ends behind the beginning
 	})
 	if count := len(g.pieces); count > 0 && from == count && g.pieces[count-1].last {
-		from-- // it claims that the datagram ends before
+		from-- // the last piece says that the datagram ends before p
 	}
 	to := from
 	kept := make([]piece, 0, 8)
-	at, base := p.begin, int32(len(g.bytes))
+	done := p.begin // the position before which p is taken in, or was there
+	base := int32(len(g.bytes))
 	add := func(end int32) {
-		if at < end {
+		if done < end {
 			isEnd := p.last && end == p.end
-			kept = append(kept, piece{at, end, base + at - p.begin, isEnd, p.protocol})
-			g.covered += int(end - at)
+			kept = append(kept, piece{done, end, base + done - p.begin, isEnd, p.protocol})
+			g.covered += int(end - done)
 			isNew = true
 		}
 	}
@@ -982,7 +985,7 @@ func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
 		add(q.begin)
 		q.last = q.last || p.last && q.end == p.end
 		kept = append(kept, q)
-		at = max(at, q.end)
+		done = max(done, q.end)
 	}
 	add(p.end)
 	g.pieces = slices.Replace(g.pieces, from, to, kept...)
@@ -1025,16 +1028,16 @@ func (d *decoder) finish(e *pooled[datagramKey, datagram]) (next int, rest []byt
 		}
 	}
 	p := g.pieces[oldest]
-	isOld := int(p.at) < g.accounted
+	isAccounted := int(p.at) < g.accounted
 	first := int(g.pieces[0].protocol)
 	good, hasChecksum := d.checksum(first, d.whole)
-	if hasChecksum && good || !hasChecksum && !isOld {
+	if hasChecksum && good || !hasChecksum && !isAccounted {
 		g.accounted = len(g.bytes)
 		g.failures = 0
 		g.cut = false
 		return protocol + first, d.whole
 	}
-	if !isOld {
+	if !isAccounted {
 		d.counters.fragment.Add(1)
 		g.accounted = len(g.bytes)
 	}
@@ -1157,13 +1160,13 @@ func (o *opening) contradicts(s *segment) bool {
 	return o.sequence == s.sequence && !bytes.Equal(o.bytes[:size], s.data[:size])
 }
 
-// behind tells how many bytes of the segment come before a sequence number, which wraps; below 0:
-// how far it is ahead.
-func (s *segment) behind(sequence uint32) int { return int(int32(sequence - s.sequence)) }
+// offset tells where in the segment a sequence number, which wraps, would be; below 0: how far
+// before the segment.
+func (s *segment) offset(sequence uint32) int { return int(int32(sequence - s.sequence)) }
 
 // cutFront takes away what is before a sequence number.
 func (s *segment) cutFront(sequence uint32) {
-	n := max(s.behind(sequence), 0)
+	n := max(s.offset(sequence), 0)
 	s.missing = max(s.missing-max(n-len(s.data), 0), 0)
 	s.data = s.data[min(n, len(s.data)):]
 	s.sequence += uint32(n)
@@ -1183,7 +1186,7 @@ func (d *decoder) tcp(h *[40]byte, b []byte) {
 		missing:  d.missing,
 	}
 	d.bad = !d.short && size < 20
-	if d.bad || d.short || flags&reset != 0 || len(s.data) == 0 && !isFirst {
+	if d.bad || d.short || flags&reset != 0 || len(s.data)+s.missing == 0 && !isFirst {
 		return
 	}
 	if isFirst {
@@ -1292,17 +1295,17 @@ const (
 
 // fit lets a segment wait only where SIP was seen, or may begin: else it begins a track of its own.
 func (t *track) fit(s *segment, isFirst bool) int {
-	behind := s.behind(t.position)
+	offset := s.offset(t.position)
 	switch {
 	case t.born.IsZero() || isFirst && s.sequence != t.begin:
 		return unrelated
 	case t.last.contradicts(s): // one of them is a stray
 		return unrelated
-	case behind >= 0 && s.behind(t.begin) <= 0 && behind < len(s.data)+s.missing:
+	case offset >= 0 && s.offset(t.begin) <= 0 && offset < len(s.data)+s.missing:
 		return continues
-	case behind >= 0 && s.behind(t.begin) <= 0:
+	case offset >= 0 && s.offset(t.begin) <= 0:
 		return repeats
-	case behind < 0 && behind >= -window && (t.sip || t.fresh || len(t.buffer) > 0):
+	case offset < 0 && offset >= -window && (t.sip || t.fresh || len(t.buffer) > 0):
 		return ahead
 	}
 	return unrelated
@@ -1336,7 +1339,7 @@ func (d *decoder) begin(f *flow, s segment, isFirst bool) {
 // wait keeps a segment in its place among those that wait.
 func (t *track) wait(s segment) {
 	i, known := slices.BinarySearchFunc(t.waiting, s, func(x, y segment) int {
-		return y.behind(x.sequence)
+		return y.offset(x.sequence)
 	})
 	if known && bytes.Equal(t.waiting[i].data, s.data) {
 		return
@@ -1355,14 +1358,14 @@ func (d *decoder) advance(f *flow, s segment) {
 	for {
 		rest := segment{}
 		if f.other != nil && int32(f.other.begin-f.position) >= 0 {
-			room := s.behind(f.other.begin)
+			room := s.offset(f.other.begin)
 			if room > 0 && room < len(s.data) {
 				rest = s
 				rest.cutFront(f.other.begin)
 				s.data = s.data[:room]
 				s.missing = 0
 			}
-			if f.other.last.contradicts(&rest) { // it is a stray
+			if f.other.last.contradicts(&rest) { // it is a stray; nothing contradicts no rest
 				d.endOther(f)
 			}
 		}
@@ -1371,9 +1374,9 @@ func (d *decoder) advance(f *flow, s segment) {
 			d.join(f)
 		}
 		switch {
-		case len(rest.data) > 0 && rest.behind(f.position) < len(rest.data)+rest.missing:
+		case len(rest.data) > 0 && rest.offset(f.position) < len(rest.data)+rest.missing:
 			s = rest
-		case len(f.waiting) > 0 && f.waiting[0].behind(f.position) >= 0:
+		case len(f.waiting) > 0 && f.waiting[0].offset(f.position) >= 0:
 			s = f.next()
 		default:
 			return
@@ -1402,6 +1405,7 @@ func (d *decoder) extend(t *track, s segment) {
 	s.cutFront(t.position)
 	if len(s.data) > 0 {
 		t.last = s.opening()
+		t.counted = false
 	}
 	t.feed(d, s.data)
 	if s.missing > 0 && t.gap(s.missing) {
@@ -1424,7 +1428,7 @@ func (d *decoder) join(f *flow) {
 	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head)) &&
 		other.waiting == nil
 	d.extend(&f.track, segment{sequence: f.position, time: d.message.time, data: other.head})
-	if onlyHead {
+	if onlyHead { // all that it had has just been framed
 		return
 	}
 	for _, s := range f.waiting {
@@ -1444,7 +1448,7 @@ func (d *decoder) giveUp(f *flow) {
 	d.endOther(f)
 	before := f.track
 	before.waiting, before.held = nil, 0
-	before.counted = true
+	before.counted = true // by skipGap
 	f.other = &before
 	d.skipGap(&f.track)
 }
@@ -1460,7 +1464,7 @@ func (d *decoder) skipGap(t *track) {
 	t.begin, t.position = s.sequence, s.sequence
 	d.message.time, d.message.index = s.time, 0
 	d.extend(t, s)
-	for len(t.waiting) > 0 && t.waiting[0].behind(t.position) >= 0 {
+	for len(t.waiting) > 0 && t.waiting[0].offset(t.position) >= 0 {
 		d.extend(t, t.next())
 	}
 	d.message.time, d.message.index = now, index
@@ -1501,12 +1505,12 @@ type framer struct {
 	state    uint8
 	skip     int    // bytes to come that nothing is looked for in
 	buffer   []byte // from where a message, or a WebSocket frame, may begin
-	line     int    // of the buffer: where the last line of the header section begins
+	line     int    // of the buffer: where the last header line begins; inRest: bytes of that line
 	lengthAt int    // of the buffer: where the first Content-Length may begin, 0 without one
 	searched int    // of the buffer: from line to there no line ends
 	need     int    // size of the message or frame in the buffer, of what may tell which it is,
 	// or of the body behind a header section that is too large
-	passed int // bytes before the first message
+	passed int // bytes before the first message, without a PROXY header
 }
 
 // kind is what is known of a stream.
@@ -1572,12 +1576,12 @@ func (f *framer) feed(d *decoder, b []byte) {
 // gap notes that bytes are missing, and tells whether that is a loss: not in what is skipped
 // anyway. What is known of the message in hand is used to skip the rest of it.
 func (f *framer) gap(size int) (lost bool) {
-	if f.skip > size || f.state == inRest {
+	if f.skip >= size || f.state == inRest {
 		f.skip = max(f.skip-size, 0)
 		return false
 	}
 	lost = f.sip || len(f.buffer) > 0
-	rest := 0
+	rest := -1 // bytes of the message or frame in hand behind the gap, below 0 if it isn't known
 	switch {
 	case f.state == inHeaders:
 		lost = !f.broken
@@ -1589,7 +1593,7 @@ func (f *framer) gap(size int) (lost bool) {
 		rest = f.need - len(f.buffer) - size
 	}
 	*f = framer{
-		kind:   kind{sip: f.sip && rest > 0, webSocket: f.webSocket && rest > 0},
+		kind:   kind{sip: f.sip && rest >= 0, webSocket: f.webSocket && rest >= 0},
 		passed: f.passed,
 		skip:   max(rest, 0),
 	}
@@ -1707,7 +1711,8 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 	}
 }
 
-// mayBegin tells at a glance whether beginsMessage may be true: SIP/2.0 is at either end.
+// mayBegin tells at a glance whether beginsMessage may be true: the line begins with SIP/, or ends
+// with .0, where the dot is at n-1 before LF, and before CRLF at n-2 with the 0 at n-1.
 func mayBegin(line []byte) bool {
 	n := len(line) - len("0\n")
 	return n > 2 && (line[3] == '/' || line[n-1] == '.' || line[n-2] == '.' && line[n-1] == '0')

@@ -4164,3 +4164,42 @@ func TestJoinKeepsWhatWaits(t *testing.T) {
 		})
 	}
 }
+
+// TestCutSegments: of a message in segments that the snap length cuts, one is counted, and what comes behind it is
+// known to be of the same stream.
+func TestCutSegments(t *testing.T) {
+	const headers = 14 + 20 + 20
+	long := request("INVITE", "long", strings.Repeat("a=x\r\n", 400))
+	first, second := request("INVITE", "first", ""), request("INVITE", "second", "")
+	for name, row := range map[string]struct {
+		frames []caught
+		want   []string
+		counts string
+	}{
+		"two segments of a message": {
+			frames: []caught{
+				cutTo(headers+400, client.segment(0, "P", long[:1448])),
+				cutTo(headers+400, client.segment(1448, "P", long[1448:])),
+				{data: client.segment(len(long), "P", second)},
+			},
+			want:   []string{second},
+			counts: "truncated 1",
+		},
+		"without a byte of the second message": {
+			frames: []caught{
+				{data: client.segment(0, "P", first)},
+				cutTo(headers, client.segment(len(first), "P", long[:1448])),
+				{data: client.segment(len(first)+1448, "P", second)},
+			},
+			want:   []string{first, second},
+			counts: "truncated 1",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, counted := raws(t, row.frames)
+			if !slices.Equal(got, row.want) || counted != row.counts {
+				t.Errorf("got %q, counted %s", got, counted)
+			}
+		})
+	}
+}

@@ -58,6 +58,7 @@ func startLine(b []byte) verdict {
 	for method < len(b) && method <= maxMethod && isToken(b[method]) {
 		method++
 	}
+	// Both as far as b goes, which may end in the version or in the method.
 	known := min(len(b), len(version+" "))
 	isResponse := bytes.EqualFold(b[:known], []byte(version + " ")[:known])
 	isRequest := method <= maxMethod && (method == len(b) || method > 0 && b[method] == ' ')
@@ -161,9 +162,11 @@ var longForms = [256]string{
 // follows the field.
 func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 	for len(lines) > 0 {
+		// Most fields, at a glance: another first letter, and not an empty line. A folded line
+		// goes this way, too: no name begins with a blank, or with what caseBit makes of one.
 		first := lines[0] | caseBit
 		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(lines[0])) {
-			_, lines, _ = bytes.Cut(lines, []byte("\n")) // most fields, at a glance
+			_, lines, _ = bytes.Cut(lines, []byte("\n"))
 			continue
 		}
 		line, after := cutLine(lines)
@@ -228,7 +231,7 @@ func firstHeader(text []byte, name string) []byte {
 // body is what follows the first empty line.
 func body(text []byte) []byte {
 	_, lines := cutLine(text)
-	_, after, _ := nextField(lines, "\n") // no line has this in it
+	_, after, _ := nextField(lines, "\n") // no field has that name: it stops at the empty line
 	return after
 }
 
@@ -321,7 +324,7 @@ func appendEnvelope(b []byte, m *message, version string, addresses bool) []byte
 // appendTime appends a time in UTC as RFC 3339 has it, with all nine digits of the nanoseconds.
 func appendTime(b []byte, t time.Time) []byte {
 	t = t.UTC()
-	b = t.AppendFormat(b, time.RFC3339) // the one layout, but for its variant, that is quick
+	b = t.AppendFormat(b, time.RFC3339) // package time is quick with this and RFC3339Nano only
 	dot := len(b) - len("Z")
 	b = strconv.AppendInt(b[:dot], 1_000_000_000+int64(t.Nanosecond()), 10)
 	b[dot] = '.' // where the 1 was, which kept the zeros behind it

@@ -265,7 +265,8 @@ func (c *compiler) read(open node, depth int) (list []node) {
 	return list
 }
 
-// form compiles a form; a word is a form without arguments, and so is (), with a name that is none.
+// form compiles a form. A word is a form without arguments; the name of () is its parenthesis,
+// which is no form.
 func (c *compiler) form(n node) func(parts) bool {
 	name := n
 	var list []node
@@ -294,8 +295,9 @@ func named(name string) func(form) bool {
 	return func(f form) bool { return strings.HasPrefix(f.usage+" ", name+" ") }
 }
 
-// arguments compiles arguments of the wanted kinds, and more of the last one. A word that is wrong
-// is the last that it looks at: those behind it may have been meant as its arguments.
+// arguments compiles arguments of the wanted kinds, and more of the last one. A wrong word ends it:
+// where parentheses are missing, the words behind it are no problems of their own. A wrong list
+// doesn't end it.
 func (c *compiler) arguments(list []node, wanted []string) (arguments []*argument) {
 	for i, n := range list {
 		a := &argument{}
@@ -353,6 +355,7 @@ func literals(re *syntax.Regexp) (texts [][]byte) {
 	switch re.Op {
 	case syntax.OpLiteral:
 		text := string(re.Rune)
+		// U+FFFD also matches each byte that isn't UTF-8: such a text needn't occur.
 		if re.Flags&syntax.FoldCase == 0 && !strings.ContainsRune(text, utf8.RuneError) {
 			return [][]byte{[]byte(text)}
 		}

@@ -201,7 +201,7 @@ type config struct {
 // rule is what has to hold of a variable, and what its value should be where it doesn't.
 type rule struct {
 	variable string
-	holds    bool // true: its type alone is checked, by env (see unparsedVariables)
+	holds    bool // the constant true where only the type counts, which unparsedVariables checks
 	want     string
 }
 
@@ -213,7 +213,7 @@ func configure() (*config, error) {
 	var problems []error
 	for _, r := range slices.Concat(c.valueRules(), c.fileRules(), c.captureRules()) {
 		if !r.holds || slices.Contains(unparsed, r.variable) {
-			value := os.Getenv(r.variable) // so no rule is one of PASSWORD
+			value := os.Getenv(r.variable) // is shown: a rule about PASSWORD has another name
 			problems = append(problems, fmt.Errorf("%s: %q; want %s", r.variable, value, r.want))
 		}
 	}
@@ -418,9 +418,9 @@ func (c *config) settings() []slog.Attr {
 	}
 }
 
-// warnings are of what looks wrong, but needn't be: a variable that is nearly one of ours (it has
-// the same first four letters, which all of ours have, and about the same length), and a device
-// that this user may not open.
+// warnings are of what looks wrong, but needn't be: a variable that is nearly one of ours (the same
+// first four letters, and at most one more or less in all; none of ours has fewer than four), and a
+// device that this user may not open.
 func (c *config) warnings() (all []string) {
 	for _, setting := range os.Environ() {
 		name, _, _ := strings.Cut(setting, "=")
@@ -473,12 +473,13 @@ func sense(c *config) error {
 	lines := &logWriter{out: os.Stdout, lines: make(chan []byte, 1000)}
 	go lines.run()
 	defer lines.flush()
-	options := &slog.HandlerOptions{Level: c.LogLevel}
-	slog.SetDefault(slog.New(slog.NewJSONHandler(lines, options)))
+	slog.SetDefault(slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: c.LogLevel})))
 
 	s := &sensor{config: c, publisher: newPublisher(c.delivery(), slog.Default())}
 	capturing, stopCapturing := context.WithCancel(context.Background())
 	defer stopCapturing()
+	// captured ends at the first drain. Its cause is the file's error, or Canceled after
+	// drain(nil).
 	captured, drain := context.WithCancelCause(context.Background())
 	defer drain(nil)
 	delivering, stopDelivering := context.WithCancel(context.Background())
@@ -504,7 +505,7 @@ func sense(c *config) error {
 		s.publisher.run(delivering, captured.Done())
 		close(delivered)
 	}()
-	s.report(delivered) // until then, so that the last counters stand last
+	s.report(delivered) // returns then: no other stats line may follow the last one
 	if c.PcapFile != "" {
 		s.warnWithoutFrames()
 	}
@@ -533,7 +534,7 @@ func (s *sensor) capture(ctx context.Context, drain func(error)) error {
 				if err == nil {
 					err = from.capture(ctx, handle, d)
 				}
-				drain(err)
+				drain(err) // before the one below, as the first call counts
 			})
 			continue
 		}
@@ -790,8 +791,8 @@ func (s *sensor) healthz(w http.ResponseWriter, _ *http.Request) {
 	if down > 0 {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	connected := s.publisher.stats().connected
-	fmt.Fprintf(w, "down %d\nreopened %d\nconnected %v\n", down, s.reopened.Load(), connected)
+	fmt.Fprintf(w, "down %d\nreopened %d\nconnected %v\n",
+		down, s.reopened.Load(), s.publisher.stats().connected)
 }
 
 // health is the client of /healthz, for images without a shell. (http.Client would make the image

@@ -148,7 +148,7 @@ const (
 )
 
 const (
-	roomBytes     = 7 << 17          // with an envelope more it is below the least QUEUE_MB
+	roomBytes     = 7 << 17          // and an envelope of at most 88 KB: less than QUEUE_MB=1
 	writeBytes    = 64 << 10         // packets are written together up to about that size
 	reusedBuffers = 1024             // buffers that are kept for further envelopes,
 	reusedBytes   = 4 << 10          // none larger than that: together 4 MiB
@@ -190,7 +190,7 @@ type publisher struct {
 
 	// Only deliver uses these.
 	due      time.Time // with maxRate: when the next message may be sent
-	written  time.Time // when a packet was written last
+	written  time.Time // when a packet was written last, or publishing began
 	caughtUp bool      // nothing waits for being sent
 	onTrial  bool      // a broker hung up at a message: the next try comes soon
 
@@ -201,7 +201,7 @@ type publisher struct {
 	begun      int         // so many of queue were ever sent: these are never dropped for room
 	sent       int         // so many of queue were sent on this connection
 	limit      int         // so many may be sent and unacknowledged
-	quickTries int         // hang-ups at a message, since all was well or one was dropped
+	quickTries int         // hang-ups in a row for which no message was dropped; 0 once all is well
 	freeIDs    chan uint16 // packet ids that nothing in queue has
 	ended      bool        // run is over: everything is dropped
 }
@@ -287,7 +287,8 @@ func (p *publisher) remove(i int) {
 	if i < p.sent {
 		p.sent--
 	}
-	copy(p.queue[1:], p.queue[:i]) // at most windowSize, and mostly none: the rest is long
+	// Those before it move up: at most windowSize, mostly none. Behind it there may be very many.
+	copy(p.queue[1:], p.queue[:i])
 	p.queue[0] = queued{}
 	p.queue = p.queue[1:]
 	p.fewer.Broadcast()
@@ -362,9 +363,10 @@ func (p *publisher) deliver(ctx context.Context, drain <-chan struct{}) {
 		for _, broker := range p.brokers {
 			start := time.Now()
 			err := p.serve(ctx, broker)
-			if ctx.Err() == nil {
-				p.failures.report(broker.Host, err)
+			if ctx.Err() != nil {
+				return
 			}
+			p.failures.report(broker.Host, err)
 			if time.Since(start) > (connectWait+answerWait)*second { // the connection held
 				wait = second
 			}
@@ -406,7 +408,9 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 		stop()
 	}()
 	p.publishMessages(alive, conn)
-	conn.SetDeadline(time.Now().Add(second / 4)) // to read what has been acknowledged by now
+	// To read what has been acknowledged by now, and for the farewell. An answer that takeAnswers
+	// reads meanwhile may put the deadline off.
+	conn.SetDeadline(time.Now().Add(second / 4))
 	if ctx.Err() != nil {
 		conn.Write(append(p.status("offline"), disconnectPacket...)) // the broker closes then
 	}
@@ -545,7 +549,7 @@ func (p *publisher) nextPackets(out []byte) ([]byte, time.Duration) {
 	now := time.Now()
 	for p.sent < min(p.limit, len(p.queue)) && len(out) < writeBytes && !p.due.After(now) {
 		m := &p.queue[p.sent]
-		if p.sent == p.begun {
+		if p.sent == p.begun { // sent for the first time; again, it keeps its id
 			m.id = <-p.freeIDs
 			p.begun++
 		}
@@ -602,8 +606,8 @@ func (p *publisher) takeAnswers(conn net.Conn, r *bufio.Reader) error {
 	}
 }
 
-// takeAnswer books an answer, and returns how many messages are still unacknowledged. If the
-// oldest of them is for too long, that ends the connection, and it is sent again on another one.
+// takeAnswer books an answer, and returns how many messages are still unacknowledged. If the oldest
+// has been so for longer than answerWait, that ends the connection: all are sent again on another.
 func (p *publisher) takeAnswer(r *bufio.Reader) (outstanding int, err error) {
 	kind, id, err := readAnswer(r, puback, pingresp)
 	if err != nil {
@@ -643,9 +647,9 @@ func (p *publisher) settle(err error) error {
 		return fmt.Errorf("%d PUBACKs are late: %w", sent, err)
 	case isLate:
 		return fmt.Errorf("no answer: %w", err)
-	case sent > 0:
+	case sent > 0: // a publish without a PUBACK: it may be the reason
 		p.suspect()
-	case time.Since(p.written) > second:
+	case time.Since(p.written) > second: // nothing was sent that could be the reason
 		return fmt.Errorf("an idle connection ended: %w", err)
 	}
 	return fmt.Errorf("the connection ended at a publish, %d PUBACKs are missing: %w", sent, err)
