@@ -40,7 +40,7 @@ const (
 	maxWaiting   = 256 << 10 // bytes of one datagram, or that wait for one lost segment
 	pieceSize    = 16        // bytes of a piece
 	overhead     = 128       // bytes that a piece, segment, datagram or flow costs besides its data
-	maxGone      = 1000      // that are in the queue of a pool besides as many as are in use
+	maxGone      = 1000      // dropped ones that a pool's queue may have beyond those in use
 
 	fragmentAge = 30 * time.Second // in which a datagram must be complete
 	flowAge     = time.Minute      // after which a flow without segments is forgotten
@@ -467,8 +467,7 @@ func (p *pool[K, V]) add(key K, now time.Time) *pooled[K, V] {
 	e := &pooled[K, V]{key: key, used: now, queued: now}
 	p.entries[key] = e
 	if len(p.queue) > 2*len(p.entries)+maxGone {
-		isGone := func(e *pooled[K, V]) bool { return e.gone }
-		p.queue = slices.DeleteFunc(p.queue, isGone)
+		p.queue = slices.DeleteFunc(p.queue, func(e *pooled[K, V]) bool { return e.gone })
 	}
 	p.queue = append(p.queue, e)
 	return e
@@ -485,10 +484,10 @@ func (p *pool[K, V]) drop(e *pooled[K, V]) {
 	delete(p.entries, e.key)
 }
 
-// expire ends at most one entry that is too old, or for which there is no room, after a few looks
-// at most: no frame pays for all the others.
+// expire ends at most one entry that is too old, and small ones until there is room for a large
+// one, with so many looks at most: no frame pays for all the others.
 func (p *pool[K, V]) expire(now time.Time) {
-	const looks = 8
+	const looks = 64
 	for range min(looks, len(p.queue)) {
 		e := p.queue[0]
 		crowded := p.size > p.limit
@@ -503,7 +502,9 @@ func (p *pool[K, V]) expire(now time.Time) {
 		case isOld:
 			p.drop(e)
 			p.end(e)
-			return
+			if !crowded {
+				return
+			}
 		default:
 			e.queued = now
 			p.queue = append(p.queue, e)
@@ -842,7 +843,7 @@ func (d *decoder) sctp(h *[40]byte, b []byte) {
 	const data, beginning, whole, chunkHeader, dataHeader = 0, 2, 3, 4, 16
 	d.ports(h)
 	b = d.behind(b, 12)
-	missing := d.missing
+	missing := d.missing // of the packet; from here on d.missing is of the chunk in hand
 	// A chunk of which nothing was captured may have been DATA: it is counted as cut.
 	for !d.short && (len(b) > 0 || missing >= chunkHeader) {
 		isData := len(b) == 0 || b[0] == data
@@ -894,7 +895,7 @@ type datagram struct {
 	pieces    []piece   // by position; they don't overlap
 	bytes     []byte    // of all pieces, in the order of arrival
 	covered   int       // bytes of the datagram that are there
-	accounted int       // bytes[:accounted] are of datagrams that are finished, or counted
+	accounted int       // bytes[:accounted] are of datagrams finished or counted, or in doubt
 	failures  int       // of checksums
 	cut       bool      // a piece was not captured as a whole
 }
@@ -957,8 +958,9 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 // stays: an identification is used again after all of its datagram has arrived, or was lost. It
 // tells whether there was anything new, and whether a piece had to go that wasn't accounted for.
 func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
+	// from is the first piece that ends behind the beginning: one that ends at it counts as before.
 	from, _ := slices.BinarySearchFunc(g.pieces, p.begin, func(q piece, begin int32) int {
-		return cmp.Or(cmp.Compare(q.end, begin), -1) // the first one that ends behind the beginning
+		return cmp.Or(cmp.Compare(q.end, begin), -1)
 	})
 	if count := len(g.pieces); count > 0 && from == count && g.pieces[count-1].last {
 		from-- // the last piece says that the datagram ends before p
@@ -992,6 +994,7 @@ func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
 	if isNew {
 		g.bytes = append(g.bytes, data...)
 	}
+	// p, too: it may be the older one that came late, which only a checksum could tell.
 	if stale {
 		g.accounted = len(g.bytes)
 	}
@@ -1331,6 +1334,7 @@ func (d *decoder) begin(f *flow, s segment, isFirst bool) {
 		return
 	}
 	d.advance(f, s)
+	// If advance has joined the other track, passed is still that of this one: join hands it on.
 	if passed := min(f.passed, len(s.data)); passed > 0 && !isFirst {
 		f.head = bytes.Clone(s.data[:passed])
 	}
@@ -1405,7 +1409,6 @@ func (d *decoder) extend(t *track, s segment) {
 	s.cutFront(t.position)
 	if len(s.data) > 0 {
 		t.last = s.opening()
-		t.counted = false
 	}
 	t.feed(d, s.data)
 	if s.missing > 0 && t.gap(s.missing) {
@@ -1446,6 +1449,7 @@ func (d *decoder) join(f *flow) {
 // loss, but a stray segment that was ahead, the flow goes on there.
 func (d *decoder) giveUp(f *flow) {
 	d.endOther(f)
+	// Both share the buffer for a moment: gap, in skipGap, gives f.track another one, or none.
 	before := f.track
 	before.waiting, before.held = nil, 0
 	before.counted = true // by skipGap
@@ -1455,7 +1459,7 @@ func (d *decoder) giveUp(f *flow) {
 
 // skipGap goes on with the first segment that waits, and those right behind it.
 func (d *decoder) skipGap(t *track) {
-	now, index := d.message.time, d.message.index // not of the messages here
+	now, index := d.message.time, d.message.index // of the frame in hand: put back at the end
 	s := t.next()
 	inSIP := t.sip
 	if t.gap(int(s.sequence-t.position)) && inSIP {
@@ -1510,7 +1514,7 @@ type framer struct {
 	searched int    // of the buffer: from line to there no line ends
 	need     int    // size of the message or frame in the buffer, of what may tell which it is,
 	// or of the body behind a header section that is too large
-	passed int // bytes before the first message, without a PROXY header
+	passed int // bytes before the first message, without what was skipped
 }
 
 // kind is what is known of a stream.
@@ -1605,7 +1609,7 @@ const minStartLine = len("M x SIP/2.0\n") // or of a response; most attacks have
 // seek looks for a start line, at the beginnings of lines and of segments, and, at a few places,
 // for a WebSocket frame with one. It waits for more where there may be one.
 func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool) {
-	isPlace := f.searched == 0 // where WebSocket may begin: a segment, and behind an empty line
+	isPlace := f.searched == 0 // WebSocket may begin here: no line goes on from the last segment
 	for len(b) > 0 {
 		if f.searched == 0 {
 			line := len(b)
@@ -1622,6 +1626,7 @@ func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool)
 			return b, false
 		}
 		if isPlace && *tries > 0 && len(b) > 0 && b[0]&webSocketReserved == 0 {
+			// An earlier try said how many bytes would tell; until then it isn't made again.
 			if len(b) < f.need {
 				return b, false
 			}

@@ -15,7 +15,7 @@ import (
 // This file has what a SIP message is: its start line, header fields and body, read as far as
 // capturing and filtering need; and at the end the envelope, which is all that becomes of it.
 
-// message is one SIP message as it was on the wire: the one type that crosses the files.
+// message is one SIP message as it was on the wire: what capturing hands to all that follows.
 type message struct {
 	time      time.Time      // when the frame that completed it was captured
 	src       netip.AddrPort // the innermost addresses
@@ -58,7 +58,8 @@ func startLine(b []byte) verdict {
 	for method < len(b) && method <= maxMethod && isToken(b[method]) {
 		method++
 	}
-	// Both as far as b goes, which may end in the version or in the method.
+	// Each is true while b may still become one. Both are true only if b ends within "SIP/2.0":
+	// then there is no line end yet, and the answer is maybe.
 	known := min(len(b), len(version+" "))
 	isResponse := bytes.EqualFold(b[:known], []byte(version + " ")[:known])
 	isRequest := method <= maxMethod && (method == len(b) || method > 0 && b[method] == ' ')
@@ -162,8 +163,8 @@ var longForms = [256]string{
 // follows the field.
 func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 	for len(lines) > 0 {
-		// Most fields, at a glance: another first letter, and not an empty line. A folded line
-		// goes this way, too: no name begins with a blank, or with what caseBit makes of one.
+		// Most fields, at a glance: another first letter, and not an empty line. A folded line goes
+		// this way, too: caseBit makes a blank of a blank, and ")" of a tab; no name begins so.
 		first := lines[0] | caseBit
 		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(lines[0])) {
 			_, lines, _ = bytes.Cut(lines, []byte("\n"))

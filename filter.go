@@ -221,6 +221,7 @@ type node struct {
 
 var (
 	// tokens matches a parenthesis, a string, a comment as other languages have them, or a word.
+	// In a string \" is always a quote, also after a backslash; other backslashes are the RE's own.
 	tokens   = regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[;#][^\n]*|[^ \t\r\n()"]+`)
 	unclosed = regexp.MustCompile(`^"(\\"|[^"])*$`)
 	comment  = regexp.MustCompile(`^[;#]`)
@@ -296,8 +297,8 @@ func named(name string) func(form) bool {
 }
 
 // arguments compiles arguments of the wanted kinds, and more of the last one. A wrong word ends it:
-// where parentheses are missing, the words behind it are no problems of their own. A wrong list
-// doesn't end it.
+// in (all method invite) parentheses are missing, and invite would be a second problem for that. A
+// wrong list doesn't end it: what follows it is to be checked, too.
 func (c *compiler) arguments(list []node, wanted []string) (arguments []*argument) {
 	for i, n := range list {
 		a := &argument{}

@@ -84,7 +84,7 @@ Environment (a variable that is set but empty counts as not set):
   MAX_RATE           0                     most messages published a second; 0: no limit
   ALPN                                     protocols that TLS offers, separated by commas; default
                                            x-amzn-mqtt-ca with a client certificate at port 443 of
-                                           a host in amazonaws.com, else none
+                                           a host in amazonaws.com, else none; not with wss
   QUEUE_MB           64                    bytes of envelopes that wait or are unacknowledged; when
                                            full, the oldest waiting is dropped
   STATUS_TOPIC       off                   retained: online at connect, offline at a clean stop and
@@ -213,7 +213,7 @@ func configure() (*config, error) {
 	var problems []error
 	for _, r := range slices.Concat(c.valueRules(), c.fileRules(), c.captureRules()) {
 		if !r.holds || slices.Contains(unparsed, r.variable) {
-			value := os.Getenv(r.variable) // is shown: a rule about PASSWORD has another name
+			value := os.Getenv(r.variable) // is shown: no rule has the name PASSWORD
 			problems = append(problems, fmt.Errorf("%s: %q; want %s", r.variable, value, r.want))
 		}
 	}
@@ -478,8 +478,8 @@ func sense(c *config) error {
 	s := &sensor{config: c, publisher: newPublisher(c.delivery(), slog.Default())}
 	capturing, stopCapturing := context.WithCancel(context.Background())
 	defer stopCapturing()
-	// captured ends at the first drain. Its cause is the file's error, or Canceled after
-	// drain(nil).
+	// drain ends captured: nothing more will be captured, so run may end when the queue is empty.
+	// Only the first drain counts. Its error is the cause: the file's, or Canceled for drain(nil).
 	captured, drain := context.WithCancelCause(context.Background())
 	defer drain(nil)
 	delivering, stopDelivering := context.WithCancel(context.Background())
@@ -505,7 +505,7 @@ func sense(c *config) error {
 		s.publisher.run(delivering, captured.Done())
 		close(delivered)
 	}()
-	s.report(delivered) // returns then: no other stats line may follow the last one
+	s.report(delivered) // until delivered is closed: no stats may follow the last ones
 	if c.PcapFile != "" {
 		s.warnWithoutFrames()
 	}
@@ -573,7 +573,8 @@ func (s *sensor) announce() {
 	}
 }
 
-// report logs the counters each STATS_INTERVAL, and once if a minute has passed without a frame.
+// report logs the counters each STATS_INTERVAL until ended is closed. After the first minute it
+// warns, once, if no frame has come.
 func (s *sensor) report(ended <-chan struct{}) {
 	minute := time.After(firstMinute)
 	due := time.Tick(s.StatsInterval) // never, with an interval of 0

@@ -40,7 +40,7 @@ type delivery struct {
 	caFile       string // empty: the system's authorities
 	certFile     string
 	keyFile      string
-	alpn         []string // nil: see tlsConfig
+	alpn         []string // nil: see tlsConfig; not used with wss
 	maxRate      int      // messages a second, 0: no limit
 	queueBytes   int      // of envelopes that wait or are unacknowledged
 }
@@ -148,7 +148,7 @@ const (
 )
 
 const (
-	roomBytes     = 7 << 17          // and an envelope of at most 88 KB: less than QUEUE_MB=1
+	roomBytes     = 7 << 17          // 896 KiB: with an envelope (88 KB at most) below QUEUE_MB=1
 	writeBytes    = 64 << 10         // packets are written together up to about that size
 	reusedBuffers = 1024             // buffers that are kept for further envelopes,
 	reusedBytes   = 4 << 10          // none larger than that: together 4 MiB
@@ -348,7 +348,9 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) {
 	}
 	p.ended = true
 	p.connected = false
-	p.begun = 0 // so that makeRoom drops what was sent, too
+	// So that makeRoom drops what was sent, too. Their ids are lost, but no one needs one again:
+	// nothing stays in the queue from here on, even if deliver still runs.
+	p.begun = 0
 	p.makeRoom()
 }
 
@@ -408,8 +410,8 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 		stop()
 	}()
 	p.publishMessages(alive, conn)
-	// To read what has been acknowledged by now, and for the farewell. An answer that takeAnswers
-	// reads meanwhile may put the deadline off.
+	// To read what has been acknowledged by now, and for the farewell. takeAnswers may put the read
+	// deadline off meanwhile: at a stop that holds up nothing, as run doesn't wait for this.
 	conn.SetDeadline(time.Now().Add(second / 4))
 	if ctx.Err() != nil {
 		conn.Write(append(p.status("offline"), disconnectPacket...)) // the broker closes then
@@ -652,6 +654,7 @@ func (p *publisher) settle(err error) error {
 	case time.Since(p.written) > second: // nothing was sent that could be the reason
 		return fmt.Errorf("an idle connection ended: %w", err)
 	}
+	// With sent 0, too: a broker may hang up just after it has acknowledged what it refuses.
 	return fmt.Errorf("the connection ended at a publish, %d PUBACKs are missing: %w", sent, err)
 }
 
@@ -663,7 +666,7 @@ func (p *publisher) settle(err error) error {
 // is no hang-up at one. mu is held.
 func (p *publisher) suspect() {
 	oldest := &p.queue[0]
-	if p.limit == 1 { // it was alone
+	if p.limit == 1 { // it was alone: a PUBACK since would have raised the limit
 		oldest.hangUps++
 	}
 	p.quickTries++
