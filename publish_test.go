@@ -2033,6 +2033,7 @@ func TestIdle(t *testing.T) {
 	p := start(t, nil, b.url("tcp"))
 	p.putAll(1, 10)
 	p.untilPublished(10)
+	const most = 180 // 100 are the runtime's, where what another test has left is in a system call
 	least := int64(1 << 62)
 	for range 5 { // other tests may leave something behind that ends soon
 		var before, after syscall.Rusage
@@ -2040,12 +2041,12 @@ func TestIdle(t *testing.T) {
 		time.Sleep(time.Second)
 		syscall.Getrusage(syscall.RUSAGE_SELF, &after)
 		least = min(least, after.Nvcsw-before.Nvcsw)
-		if least < 100 {
+		if least < most {
 			break
 		}
 	}
 	t.Logf("%d context switches a second", least)
-	if least >= 100 {
+	if least >= most {
 		t.Errorf("%d context switches a second", least)
 	}
 }
