@@ -1773,12 +1773,16 @@ func contentLength(section []byte) (length int, good bool) {
 		other, section, found = nextField(section, "content-length")
 		differ = found && (n == maxLengths || !bytes.Equal(value, other))
 	}
-	good = !differ && len(value) > 0
+	if differ {
+		return 0, false
+	}
 	for _, c := range value {
-		good = good && '0' <= c && c <= '9'
+		if c < '0' || c > '9' {
+			return 0, false
+		}
 		length = min(10*length+int(c&15), math.MaxInt32)
 	}
-	return length, good
+	return length, len(value) > 0
 }
 
 // oversize gives up a message whose header section is too large. Its Content-Length counts if it

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -127,6 +126,15 @@ func cutLine(text []byte) (line, after []byte) {
 	return bytes.TrimSuffix(line, []byte("\r")), after
 }
 
+// afterLine is what follows the first line, quicker than with cutLine.
+func afterLine(text []byte) []byte {
+	end := bytes.IndexByte(text, '\n')
+	if end < 0 {
+		return nil
+	}
+	return text[end+1:]
+}
+
 // caseBit is the difference between an upper and a lower case letter in ASCII. With it, other
 // bytes become equal, too: what is found so is only worth a closer look.
 const caseBit = 0x20
@@ -158,7 +166,7 @@ var longForms = [256]string{
 
 // nextField finds the next header field with a name, from the beginning of a line on. The name is
 // given in its long form and lower case; a message may have it in any case, long or compact. The
-// value is unfolded (RFC 3261 §7.3.1) and trimmed. If there is no such field, rest is what follows
+// value is trimmed, but its lines are still folded. If there is no such field, rest is what follows
 // the empty line that ends the header fields, and nil where there is no such line; else it is what
 // follows the field.
 func nextField(lines []byte, name string) (value, rest []byte, found bool) {
@@ -167,24 +175,24 @@ func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 		// this way, too: caseBit makes a blank of a blank, and ")" of a tab; no name begins so.
 		first := lines[0] | caseBit
 		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(lines[0])) {
-			_, lines, _ = bytes.Cut(lines, []byte("\n"))
+			lines = afterLine(lines)
 			continue
 		}
 		line, after := cutLine(lines)
 		if len(line) == 0 {
 			return nil, after, false
 		}
-		lines = after
 		value, found = fieldValue(line, name)
-		if found {
-			value = slices.Clip(value) // append must not write into the message
-			for goesOn(lines) {
-				line, lines = cutLine(lines)
-				value = append(value, ' ')
-				value = append(value, bytes.TrimSpace(line)...)
+		if found && goesOn(after) {
+			for goesOn(after) {
+				after = afterLine(after)
 			}
-			return bytes.TrimSpace(value), lines, true
+			value, _ = fieldValue(lines[:len(lines)-len(after)], name)
 		}
+		if found {
+			return value, after, true
+		}
+		lines = after
 	}
 	return nil, nil, false
 }
@@ -194,18 +202,32 @@ func goesOn(lines []byte) bool {
 	return len(lines) > 0 && (lines[0] == ' ' || lines[0] == '\t')
 }
 
-// fieldValue is the value in the first line of a header field, if the field has that name.
-func fieldValue(line []byte, name string) (value []byte, named bool) {
+// unfold makes one line of the value of a header field (RFC 3261 §7.3.1).
+func unfold(value []byte) []byte {
+	if bytes.IndexByte(value, '\n') < 0 {
+		return value
+	}
+	var line, unfolded []byte
+	for value != nil {
+		line, value, _ = bytes.Cut(value, []byte("\n"))
+		unfolded = append(unfolded, bytes.TrimSpace(line)...)
+		unfolded = append(unfolded, ' ')
+	}
+	return bytes.TrimSpace(unfolded)
+}
+
+// fieldValue is the value in a header field, or in its first line, if the field has that name.
+func fieldValue(field []byte, name string) (value []byte, named bool) {
 	length := len(name)
-	compact := longForms[line[0]|caseBit] == name && len(line) > 1 && endsName(line[1])
+	compact := longForms[field[0]|caseBit] == name && len(field) > 1 && endsName(field[1])
 	if compact {
 		length = 1
 	}
-	if len(line) <= length || !endsName(line[length]) {
+	if len(field) <= length || !endsName(field[length]) {
 		return nil, false // most fields that begin with the same letter
 	}
-	value, named = bytes.CutPrefix(bytes.TrimSpace(line[length:]), []byte(":"))
-	return bytes.TrimSpace(value), named && (compact || equalFold(line[:length], name))
+	value, named = bytes.CutPrefix(bytes.TrimSpace(field[length:]), []byte(":"))
+	return bytes.TrimSpace(value), named && (compact || equalFold(field[:length], name))
 }
 
 // endsName reports whether c may follow the name of a header field.
@@ -216,7 +238,7 @@ func endsName(c byte) bool { return c == ':' || c == ' ' || c == '\t' }
 func anyHeader(text []byte, name string, match func(value []byte) bool) bool {
 	_, lines := cutLine(text)
 	value, lines, found := nextField(lines, name)
-	for found && match != nil && !match(value) {
+	for found && match != nil && !match(unfold(value)) {
 		value, lines, found = nextField(lines, name)
 	}
 	return found
@@ -226,7 +248,7 @@ func anyHeader(text []byte, name string, match func(value []byte) bool) bool {
 func firstHeader(text []byte, name string) []byte {
 	_, lines := cutLine(text)
 	value, _, _ := nextField(lines, name)
-	return value
+	return unfold(value)
 }
 
 // body is what follows the first empty line.
