@@ -1221,12 +1221,10 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow], *idle) {
 	}
 	d.spare = flow{}
 	if known != nil {
-		d.spare.track = track{
-			progress: known.progress,
-			framer:   framer{kind: known.kind},
-			born:     d.message.time,
-			moved:    d.message.time,
-		}
+		d.spare.progress = known.progress
+		d.spare.kind = known.kind
+		d.spare.born = d.message.time
+		d.spare.moved = d.message.time
 	}
 	return &d.spare, nil, known
 }
@@ -1505,16 +1503,21 @@ func (d *decoder) endOther(f *flow) {
 // no byte is looked at more than a few times, however the stream is cut into segments.
 type framer struct {
 	kind
-	broken   bool // the message in hand was counted: its header section is only read for its end
+	search
+	passed int    // bytes before the first message, without what was skipped
+	buffer []byte // from where a message, or a WebSocket frame, may begin
+}
+
+// search is how far the message in hand was looked for, or at.
+type search struct {
+	broken   bool // it was counted: its header section is only read for its end
 	state    uint8
-	skip     int    // bytes to come that nothing is looked for in
-	buffer   []byte // from where a message, or a WebSocket frame, may begin
-	line     int    // of the buffer: where the last header line begins; inRest: bytes of that line
-	lengthAt int    // of the buffer: where the first Content-Length may begin, 0 without one
-	searched int    // of the buffer: from line to there no line ends
-	need     int    // size of the message or frame in the buffer, of what may tell which it is,
+	skip     int // bytes to come that nothing is looked for in
+	line     int // of the buffer: where the last header line begins; inRest: bytes of that line
+	lengthAt int // of the buffer: where the first Content-Length may begin, 0 without one
+	searched int // of the buffer: from line to there no line ends
+	need     int // size of the message or frame in the buffer, of what may tell which it is,
 	// or of the body behind a header section that is too large
-	passed int // bytes before the first message, without what was skipped
 }
 
 // kind is what is known of a stream.
@@ -1536,10 +1539,8 @@ func (f *framer) isIdle() bool { return f.state == seeking && f.skip == 0 && len
 // isOpen tells whether the end of the stream would be in the middle of a message.
 func (f *framer) isOpen() bool { return !f.broken && f.skip == 0 && len(f.buffer) > 0 }
 
-// restart keeps what is known of the stream, for what comes next; feed shortens the buffer.
-func (f *framer) restart() {
-	*f = framer{kind: f.kind, passed: f.passed, buffer: f.buffer}
-}
+// restart begins a new search behind a message; feed shortens the buffer.
+func (f *framer) restart() { f.search = search{} }
 
 // feed takes the next bytes. With them a line begins, or goes on.
 func (f *framer) feed(d *decoder, b []byte) {
@@ -1596,11 +1597,11 @@ func (f *framer) gap(size int) (lost bool) {
 	case f.state == inBody || f.webSocket:
 		rest = f.need - len(f.buffer) - size
 	}
-	*f = framer{
-		kind:   kind{sip: f.sip && rest >= 0, webSocket: f.webSocket && rest >= 0},
-		passed: f.passed,
-		skip:   max(rest, 0),
+	if rest < 0 {
+		f.kind = kind{}
 	}
+	f.search = search{skip: max(rest, 0)}
+	f.buffer = nil
 	return lost
 }
 
