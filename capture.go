@@ -1201,23 +1201,23 @@ func (d *decoder) tcp(h *[40]byte, b []byte) {
 		network: d.network,
 		ports:   uint32(u32(h[0:])),
 	}
-	f, e, known := d.recall(key)
-	d.segment(f, s, isFirst)
-	d.keep(f, e, known, key)
+	f, e, known := d.recall(&key)
+	d.segment(f, &s, isFirst)
+	d.keep(f, e, known, &key)
 }
 
 // recall returns what is known of a flow, and its entry in the pool, or among the idle ones, if it
 // has one.
-func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow], *idle) {
-	if e := d.flows.entries[key]; e != nil {
+func (d *decoder) recall(key *flowKey) (*flow, *pooled[flowKey, flow], *idle) {
+	if e := d.flows.entries[*key]; e != nil {
 		e.used = d.message.time
 		return &e.value, e, nil
 	}
-	known := d.idle[key]
-	if known == nil && d.silent[key] != nil {
-		known = d.silent[key]
-		d.idle[key] = known
-		delete(d.silent, key)
+	known := d.idle[*key]
+	if known == nil && d.silent[*key] != nil {
+		known = d.silent[*key]
+		d.idle[*key] = known
+		delete(d.silent, *key)
 	}
 	d.spare = flow{}
 	if known != nil {
@@ -1230,11 +1230,11 @@ func (d *decoder) recall(key flowKey) (*flow, *pooled[flowKey, flow], *idle) {
 }
 
 // keep puts a flow where it belongs: e or known is where it was, or both are nil.
-func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key flowKey) {
+func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key *flowKey) {
 	if f.other == nil && f.head == nil && f.waiting == nil && f.isIdle() {
 		if known == nil {
 			known = &idle{}
-			d.idle[key] = known
+			d.idle[*key] = known
 		}
 		*known = idle{f.progress, f.kind}
 		if e != nil {
@@ -1243,8 +1243,8 @@ func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key flowK
 		return
 	}
 	if e == nil {
-		delete(d.idle, key)
-		e = d.flows.add(key, d.message.time)
+		delete(d.idle, *key)
+		e = d.flows.add(*key, d.message.time)
 		e.value = *f
 	}
 	size := 4*overhead + e.value.size()
@@ -1257,7 +1257,7 @@ func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key flowK
 func (t *track) size() int { return cap(t.buffer) + cap(t.head) + t.held + overhead*cap(t.waiting) }
 
 // segment takes a segment to the track that it belongs to, or makes a new one for it.
-func (d *decoder) segment(f *flow, s segment, isFirst bool) {
+func (d *decoder) segment(f *flow, s *segment, isFirst bool) {
 	now := s.time
 	if f.head != nil && now.Sub(f.born) > gapAge {
 		f.head = nil
@@ -1265,9 +1265,9 @@ func (d *decoder) segment(f *flow, s segment, isFirst bool) {
 	if f.other != nil && now.Sub(f.other.moved) > flowAge {
 		d.endOther(f)
 	}
-	fit := f.fit(&s, isFirst)
+	fit := f.fit(s, isFirst)
 	if f.other != nil {
-		other := f.other.fit(&s, isFirst)
+		other := f.other.fit(s, isFirst)
 		if other < fit || other == fit && f.other.sip && !f.sip {
 			fit = other
 			f.track, *f.other = *f.other, f.track
@@ -1275,11 +1275,11 @@ func (d *decoder) segment(f *flow, s segment, isFirst bool) {
 	}
 	switch fit {
 	case continues:
-		d.advance(f, s)
+		d.advance(f, *s)
 	case ahead:
-		f.wait(s)
+		f.wait(*s)
 	case unrelated:
-		d.begin(f, s, isFirst)
+		d.begin(f, *s, isFirst)
 	}
 	if len(f.waiting) > 0 && (now.Sub(f.moved) > gapAge || f.held > maxWaiting) {
 		d.giveUp(f)
@@ -1371,7 +1371,7 @@ func (d *decoder) advance(f *flow, s segment) {
 				d.endOther(f)
 			}
 		}
-		d.extend(&f.track, s)
+		d.extend(&f.track, &s)
 		if f.other != nil && f.position == f.other.begin {
 			d.join(f)
 		}
@@ -1399,7 +1399,7 @@ func (t *track) next() segment {
 
 // extend frames what is new of a segment. The messages that it completes have the time of the last
 // of the segments that these waited for.
-func (d *decoder) extend(t *track, s segment) {
+func (d *decoder) extend(t *track, s *segment) {
 	if s.time.After(d.message.time) {
 		d.message.time = s.time
 		d.message.index = 0
@@ -1428,7 +1428,8 @@ func (d *decoder) join(f *flow) {
 	size := other.position - other.begin
 	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head)) &&
 		other.waiting == nil
-	d.extend(&f.track, segment{sequence: f.position, time: d.message.time, data: other.head})
+	head := segment{sequence: f.position, time: d.message.time, data: other.head}
+	d.extend(&f.track, &head)
 	if onlyHead { // all that it had has just been framed
 		return
 	}
@@ -1465,9 +1466,10 @@ func (d *decoder) skipGap(t *track) {
 	}
 	t.begin, t.position = s.sequence, s.sequence
 	d.message.time, d.message.index = s.time, 0
-	d.extend(t, s)
+	d.extend(t, &s)
 	for len(t.waiting) > 0 && t.waiting[0].offset(t.position) >= 0 {
-		d.extend(t, t.next())
+		s = t.next()
+		d.extend(t, &s)
 	}
 	d.message.time, d.message.index = now, index
 }
@@ -1774,13 +1776,10 @@ func contentLength(section []byte) (length int, good bool) {
 		other, section, found = nextField(section, "content-length")
 		differ = found && (n == maxLengths || !bytes.Equal(value, other))
 	}
-	if differ {
+	if differ || bytes.ContainsFunc(value, isNoDigit) {
 		return 0, false
 	}
 	for _, c := range value {
-		if c < '0' || c > '9' {
-			return 0, false
-		}
 		length = min(10*length+int(c&15), math.MaxInt32)
 	}
 	return length, len(value) > 0

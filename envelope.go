@@ -71,7 +71,7 @@ func startLine(b []byte) verdict {
 	}
 	if isResponse {
 		code, _, _ := bytes.Cut(line[min(known, len(line)):], []byte(" "))
-		if len(code) == digits && len(bytes.Trim(code, "0123456789")) == 0 {
+		if len(code) == digits && !bytes.ContainsFunc(code, isNoDigit) {
 			return yes
 		}
 	}
@@ -112,6 +112,8 @@ func partsOf(m *message) parts {
 	return p
 }
 
+func isNoDigit(c rune) bool { return c < '0' || c > '9' }
+
 func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
 
 // trimLineEnds takes away the empty lines that may come before a start line (RFC 3261 §7.5).
@@ -122,11 +124,14 @@ func trimLineEnds(raw []byte) []byte {
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to
 // neither part. Where text has no line end, all of it is the line, and after is nil.
 func cutLine(text []byte) (line, after []byte) {
-	line, after, _ = bytes.Cut(text, []byte("\n"))
+	line, after = text, afterLine(text)
+	if after != nil {
+		line = text[:len(text)-len(after)-len("\n")]
+	}
 	return bytes.TrimSuffix(line, []byte("\r")), after
 }
 
-// afterLine is what follows the first line, quicker than with cutLine.
+// afterLine is what follows the first line and its end, nil where it has none.
 func afterLine(text []byte) []byte {
 	end := bytes.IndexByte(text, '\n')
 	if end < 0 {
