@@ -1428,8 +1428,7 @@ func (d *decoder) join(f *flow) {
 	size := other.position - other.begin
 	onlyHead := other.isIdle() && !other.sip && size == uint32(len(other.head)) &&
 		other.waiting == nil
-	head := segment{sequence: f.position, time: d.message.time, data: other.head}
-	d.extend(&f.track, &head)
+	d.extend(&f.track, &segment{sequence: f.position, time: d.message.time, data: other.head})
 	if onlyHead { // all that it had has just been framed
 		return
 	}
