@@ -417,10 +417,12 @@ func (d *decoder) expire(now time.Time) {
 	d.flows.expire(now)
 }
 
-// flush ends everything: at the end of time all is old.
+// flush ends everything, however far in the future its frames were stamped; nothing comes after it.
 func (d *decoder) flush() {
+	d.datagrams.age = math.MinInt64
+	d.flows.age = math.MinInt64
 	for len(d.datagrams.queue)+len(d.flows.queue) > 0 {
-		d.expire(time.Unix(1<<40, 0))
+		d.expire(time.Now())
 	}
 }
 
@@ -670,9 +672,9 @@ func (d *decoder) tunnel(layer int, h *[40]byte, b []byte) (next int, rest []byt
 	case layer == 2152 && h[0]>>4 == 3 && h[1] == 255: // GTP-U, a G-PDU (3GPP TS 29.281 §5)
 		d.enter(u32(h[4:]))
 		rest = d.behind(b, 8)
-		if h[0]&7 != 0 { // with optional fields; the last one is the type of an extension header
+		if h[0]&7 != 0 { // with optional fields; bit 2: the last is the type of an extension
 			rest = d.behind(b, 12)
-			for extension := h[11]; extension != 0 && len(rest) > 3; {
+			for extension := h[11] * (h[0] >> 2 & 1); extension != 0 && len(rest) > 3; {
 				size := max(4*int(rest[0]), 4)
 				extension = rest[min(size, len(rest))-1]
 				rest = d.behind(rest, size)

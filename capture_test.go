@@ -2406,6 +2406,7 @@ func encapsulationRows() (rows []captureRow) {
 		"VN-Tag and VLAN":        {ethernetHeader(), vnTagHeader(0x80, 1, 0, 2), vlanHeader(0x8100, 6)},
 		"GTP-U":                  append(slices.Clone(outer), gtp, gtpHeader(0x30, 7)),
 		"GTP-U, sequence number": append(slices.Clone(outer), gtp, gtpHeader(0x32, 7, 1, 2, 0, 0)),
+		"GTP-U, no extension":    append(slices.Clone(outer), gtp, gtpHeader(0x32, 7, 1, 2, 0, 0x85)),
 		"GTP-U, N-PDU number":    append(slices.Clone(outer), gtp, gtpHeader(0x31, 7, 0, 0, 9, 0)),
 		"GTP-U, extension header": append(
 			slices.Clone(outer),
@@ -4098,6 +4099,32 @@ func TestHostileCost(t *testing.T) {
 				t.Errorf("a frame took %s, want at most 1 ms", slowest)
 			}
 		})
+	}
+}
+
+// TestFlushEnds: also where a damaged file has frames from a time that no clock will reach.
+func TestFlushEnds(t *testing.T) {
+	var counters captureCounters
+	d := newDecoder(&counters, func(*message) {})
+	frame := client.segment(0, "P", "INVITE sip:b SIP/2.0\r\nVia: x")
+	info := gopacket.CaptureInfo{
+		Timestamp:     time.Unix(1<<50, 0),
+		CaptureLength: len(frame),
+		Length:        len(frame),
+	}
+	d.frame(ethernet, frame, info)
+	done := make(chan struct{})
+	go func() {
+		d.flush()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("flush doesn't end")
+	}
+	if got := counters.streamGap.Load(); got != 1 {
+		t.Errorf("%d counted, want 1", got)
 	}
 }
 
