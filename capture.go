@@ -417,7 +417,8 @@ func (d *decoder) expire(now time.Time) {
 	d.flows.expire(now)
 }
 
-// flush ends everything, however far in the future its frames were stamped; nothing comes after it.
+// flush ends everything, however far in the future its frames were stamped: nothing is younger than
+// the least age. No frame comes after it.
 func (d *decoder) flush() {
 	d.datagrams.age = math.MinInt64
 	d.flows.age = math.MinInt64
@@ -672,9 +673,9 @@ func (d *decoder) tunnel(layer int, h *[40]byte, b []byte) (next int, rest []byt
 	case layer == 2152 && h[0]>>4 == 3 && h[1] == 255: // GTP-U, a G-PDU (3GPP TS 29.281 §5)
 		d.enter(u32(h[4:]))
 		rest = d.behind(b, 8)
-		if h[0]&7 != 0 { // with optional fields; bit 2: the last is the type of an extension
+		if h[0]&7 != 0 { // with optional fields; 4: the last one is the type of an extension header
 			rest = d.behind(b, 12)
-			for extension := h[11] * (h[0] >> 2 & 1); extension != 0 && len(rest) > 3; {
+			for extension := h[11]; h[0]&4 != 0 && extension != 0 && len(rest) > 3; {
 				size := max(4*int(rest[0]), 4)
 				extension = rest[min(size, len(rest))-1]
 				rest = d.behind(rest, size)
