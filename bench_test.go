@@ -423,7 +423,7 @@ func pahoHelper(args []string) error {
 	for err == nil && len(payloads) < benchWarm {
 		data, info, failed := handle.ZeroCopyReadPacketData()
 		if err = failed; err == nil {
-			d.frame(ethernet, data, info)
+			d.frame(ethernet, data, info.Timestamp, info.CaptureLength < info.Length)
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -739,7 +739,7 @@ func decode(b *testing.B, filter string, selected func(*message), frames [][]byt
 			next++
 			info.Timestamp = info.Timestamp.Add(10 * time.Microsecond)
 			info.CaptureLength, info.Length = len(frame), len(frame)
-			d.frame(ethernet, frame, info)
+			d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 		}
 	}
 	pass(benchWarm)

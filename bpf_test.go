@@ -443,7 +443,7 @@ func liveTags(t *testing.T, device string) {
 		if strings.Contains(string(frame), "rtprtp") {
 			t.Error("RTP is selected")
 		}
-		d.frame(link, frame, info)
+		d.frame(link, frame, info.Timestamp, info.CaptureLength < info.Length)
 	}
 	for raw := range missing {
 		t.Errorf("not captured: %.130q", raw)

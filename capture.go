@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcap"
 )
@@ -286,10 +285,11 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 		data, info, err := handle.ZeroCopyReadPacketData()
 		switch {
 		case err == nil:
-			if s.isFile && info.Timestamp.Unix() < 0 { // pcap has 32 bits without a sign
-				info.Timestamp = info.Timestamp.Add(1 << 32 * time.Second)
+			captured := info.Timestamp
+			if s.isFile && captured.Unix() < 0 { // pcap has 32 bits without a sign
+				captured = captured.Add(1 << 32 * time.Second)
 			}
-			d.frame(link, data, info)
+			d.frame(link, data, captured, info.CaptureLength < info.Length)
 		case errors.Is(err, pcap.NextErrorTimeoutExpired):
 			d.expire(time.Now()) // also on a quiet device
 		case errors.Is(err, pcap.NextErrorReadError):
@@ -298,7 +298,10 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 		default: // the end of the file
 			return nil
 		}
-		if (err != nil || frames%64 == 0) && time.Since(asked) > time.Second {
+		if err == nil && frames%64 != 0 {
+			continue
+		}
+		if time.Since(asked) > time.Second {
 			asked = time.Now()
 			dropped = d.countDropped(handle, dropped)
 		}
@@ -350,38 +353,45 @@ type decoder struct {
 	counters  *captureCounters
 	found     func(*message) // takes every message; must not keep its bytes
 	datagrams pool[datagramKey, datagram]
-	flows     pool[flowKey, flow]
-	idle      map[flowKey]*idle // flows that hold nothing
-	silent    map[flowKey]*idle // those to which nothing came since the last turn
-	turned    time.Time         // when idle flows became silent ones
-	failed    time.Time         // when a mistake of ours was logged
-	spare     flow              // the flow in hand, until it holds something
-	whole     []byte            // the datagram that the last fragment completed
-	unmasked  []byte            // the payload of the last WebSocket frame
+	flows     pool[path, flow]
+	idle      map[path]*idle // flows that hold nothing
+	silent    map[path]*idle // those to which nothing came since the last turn
+	turned    time.Duration  // when idle flows became silent ones
+	failed    time.Time      // when a mistake of ours was logged
+	spare     flow           // the flow in hand, until it holds something
+	whole     []byte         // the datagram that the last fragment completed
+	unmasked  []byte         // the payload of the last WebSocket frame
 
 	inHand
 }
 
 // inHand is what is known of the frame in hand.
 type inHand struct {
-	message message // its addresses are those of the innermost packet so far
-	network uint64  // of tags and tunnels: the same address in another network is another host
+	path            // of the innermost packet so far
+	message message // the next one
 	missing int     // bytes at the end of the packet that were not captured
 	cut     bool    // the snap length may have cut it, or the mirror that it came in
 	short   bool    // a header isn't there as a whole
 	bad     bool    // the frame contradicts itself
 }
 
+// path is from where to where a packet goes.
+type path struct {
+	src, dst [16]byte // addresses of IPv4 in their form in IPv6
+	network  uint64   // of tags and tunnels: the same address in another network is another host
+	ports    uint32   // that of src in the upper half
+}
+
 func newDecoder(counters *captureCounters, found func(*message)) *decoder {
-	d := &decoder{counters: counters, found: found, idle: map[flowKey]*idle{}}
+	d := &decoder{counters: counters, found: found, idle: map[path]*idle{}}
 	d.datagrams = pool[datagramKey, datagram]{
 		entries: map[datagramKey]*pooled[datagramKey, datagram]{},
 		limit:   maxDatagrams,
 		age:     fragmentAge,
 		end:     d.endDatagram,
 	}
-	d.flows = pool[flowKey, flow]{
-		entries: map[flowKey]*pooled[flowKey, flow]{},
+	d.flows = pool[path, flow]{
+		entries: map[path]*pooled[path, flow]{},
 		limit:   maxFlows,
 		age:     flowAge,
 		end:     d.endFlow,
@@ -389,15 +399,12 @@ func newDecoder(counters *captureCounters, found func(*message)) *decoder {
 	return d
 }
 
-// frame hands over the messages that a frame completes.
-func (d *decoder) frame(link linkType, data []byte, info gopacket.CaptureInfo) {
+// frame hands over the messages that a frame completes. It may have been cut by the snap length.
+func (d *decoder) frame(link linkType, data []byte, captured time.Time, cut bool) {
 	d.counters.packets.Add(1)
-	d.expire(info.Timestamp)
+	d.expire(captured)
 	defer d.recovered()
-	d.inHand = inHand{
-		message: message{time: info.Timestamp},
-		cut:     info.CaptureLength < info.Length,
-	}
+	d.inHand = inHand{message: message{time: captured}, cut: cut}
 	d.decode(link, data)
 	if d.bad || d.short && !d.cut {
 		d.counters.packetsInvalid.Add(1)
@@ -409,13 +416,18 @@ func (d *decoder) frame(link linkType, data []byte, info gopacket.CaptureInfo) {
 // expire ends what is old.
 func (d *decoder) expire(now time.Time) {
 	defer d.recovered()
-	if len(d.idle) > maxIdle || now.Sub(d.turned) > flowAge {
-		d.idle, d.silent = map[flowKey]*idle{}, d.idle
-		d.turned = now
+	at := sinceEpoch(now)
+	if len(d.idle) > maxIdle || at-d.turned > flowAge {
+		d.idle, d.silent = map[path]*idle{}, d.idle
+		d.turned = at
 	}
-	d.datagrams.expire(now)
-	d.flows.expire(now)
+	d.datagrams.expire(at)
+	d.flows.expire(at)
 }
+
+// sinceEpoch is a time as pools have it: such times are quick to compare, and differ rightly even
+// where they wrap.
+func sinceEpoch(t time.Time) time.Duration { return time.Duration(t.UnixNano()) }
 
 // flush ends everything, however far in the future its frames were stamped: nothing is younger than
 // the least age. No frame comes after it.
@@ -461,12 +473,12 @@ type pool[K comparable, V any] struct {
 type pooled[K comparable, V any] struct {
 	key          K
 	value        V
-	size         int // bytes
-	used, queued time.Time
-	gone         bool // it was dropped; its place in the queue goes later
+	size         int           // bytes
+	used, queued time.Duration // since 1970
+	gone         bool          // it was dropped; its place in the queue goes later
 }
 
-func (p *pool[K, V]) add(key K, now time.Time) *pooled[K, V] {
+func (p *pool[K, V]) add(key K, now time.Duration) *pooled[K, V] {
 	e := &pooled[K, V]{key: key, used: now, queued: now}
 	p.entries[key] = e
 	if len(p.queue) > 2*len(p.entries)+maxGone {
@@ -489,17 +501,17 @@ func (p *pool[K, V]) drop(e *pooled[K, V]) {
 
 // expire ends at most one entry that is too old, and small ones until there is room for a large
 // one, with so many looks at most: no frame pays for all the others.
-func (p *pool[K, V]) expire(now time.Time) {
+func (p *pool[K, V]) expire(now time.Duration) {
 	const looks = 64
 	for range min(looks, len(p.queue)) {
 		e := p.queue[0]
 		crowded := p.size > p.limit
-		if !e.gone && !crowded && now.Sub(e.queued) < p.age {
+		if !e.gone && !crowded && now-e.queued < p.age {
 			return
 		}
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
-		isOld := now.Sub(e.used) >= p.age || crowded && !e.used.After(e.queued)
+		isOld := now-e.used >= p.age || crowded && e.used <= e.queued
 		switch {
 		case e.gone:
 		case isOld:
@@ -542,15 +554,19 @@ func (d *decoder) decode(link linkType, b []byte) {
 	}
 	b = d.behind(b, link.headerSize)
 	for headers := 0; headers < maxHeaders && layer != 0 && !d.short && !d.bad; headers++ {
-		var h [40]byte // the header, or its beginning; what isn't there is 0, and noticed by behind
-		copy(h[:], b)
+		h := new([40]byte) // the header, or its beginning; what isn't there is 0, and noticed by behind
+		if len(b) >= len(h) {
+			h = (*[40]byte)(b)
+		} else {
+			copy(h[:], b)
+		}
 		switch {
 		case layer < protocol:
-			layer, b = d.etherType(layer, &h, b)
+			layer, b = d.etherType(layer, h, b)
 		case layer < port:
-			layer, b = d.protocol(layer-protocol, &h, b)
+			layer, b = d.protocol(layer-protocol, h, b)
 		default:
-			layer, b = d.tunnel(layer-port, &h, b)
+			layer, b = d.tunnel(layer-port, h, b)
 		}
 	}
 }
@@ -698,12 +714,14 @@ func (d *decoder) tunnel(layer int, h *[40]byte, b []byte) (next int, rest []byt
 	return 0, nil
 }
 
+// mappedIPv4 is how an address of IPv4 begins in its form in IPv6 (RFC 4291 §2.5.5.2).
+var mappedIPv4 = [16]byte{10: 0xff, 11: 0xff}
+
 // ip reads an IPv4 (RFC 791) or IPv6 (RFC 8200) header. A length of 0 is what segmentation offload
 // leaves.
 func (d *decoder) ip(h *[40]byte, b []byte) (next int, rest []byte) {
 	var key datagramKey
 	var p piece
-	var src, dst []byte
 	var size, total int
 	switch h[0] >> 4 {
 	case 4: // the protocol names a datagram, too (RFC 791 §3.2); not in IPv6 (RFC 8200 §4.5)
@@ -711,19 +729,20 @@ func (d *decoder) ip(h *[40]byte, b []byte) (next int, rest []byte) {
 		key = datagramKey{id: u16(h[4:]), protocol: h[9]}
 		size = 4 * int(h[0]&15)
 		total = u16(h[2:])
-		src, dst = h[12:16], h[16:20]
+		d.src = mappedIPv4
+		d.dst = mappedIPv4
+		copy(d.src[12:], h[12:16])
+		copy(d.dst[12:], h[16:20])
 	case 6:
 		p = piece{last: true, protocol: h[6]}
 		size = 40
 		if length := u16(h[4:]); length != 0 {
 			total = size + length
 		}
-		src, dst = h[8:24], h[24:40]
+		d.src = [16]byte(h[8:24])
+		d.dst = [16]byte(h[24:40])
 	}
-	from, _ := netip.AddrFromSlice(src)
-	to, _ := netip.AddrFromSlice(dst)
-	d.message.src = netip.AddrPortFrom(from.Unmap(), 0)
-	d.message.dst = netip.AddrPortFrom(to.Unmap(), 0)
+	d.ports = 0
 	d.missing = 0
 	d.bad = size < 20
 	rest = d.behind(b, size)
@@ -733,15 +752,9 @@ func (d *decoder) ip(h *[40]byte, b []byte) (next int, rest []byte) {
 	return d.reassemble(key, p, rest)
 }
 
-// ports reads the ports, which UDP, TCP and SCTP have in the same place.
-func (d *decoder) ports(h *[40]byte) {
-	d.message.src = netip.AddrPortFrom(d.message.src.Addr(), uint16(u16(h[0:])))
-	d.message.dst = netip.AddrPortFrom(d.message.dst.Addr(), uint16(u16(h[2:])))
-}
-
 // udp reads a datagram (RFC 768), which may be SIP, or HEP, or a tunnel, as its port says.
 func (d *decoder) udp(h *[40]byte, b []byte) (next int, rest []byte) {
-	d.ports(h)
+	d.ports = binary.BigEndian.Uint32(h[0:])
 	payload := d.behind(b, 8)
 	if length := u16(h[4:]); length > 0 { // segmentation offload leaves 0
 		payload = d.upTo(payload, length-8)
@@ -756,7 +769,7 @@ func (d *decoder) udp(h *[40]byte, b []byte) (next int, rest []byte) {
 	if d.datagram(udp, payload, d.missing) {
 		return 0, nil
 	}
-	return port + int(d.message.dst.Port()), payload
+	return port + u16(h[2:]), payload
 }
 
 // datagram takes a payload that is a message if it is SIP at all, and of which bytes may be
@@ -772,6 +785,9 @@ func (d *decoder) datagram(t transport, payload []byte, missing int) (isTaken bo
 }
 
 func (d *decoder) emit(t transport, raw []byte) {
+	src, dst := netip.AddrFrom16(d.src).Unmap(), netip.AddrFrom16(d.dst).Unmap()
+	d.message.src = netip.AddrPortFrom(src, uint16(d.ports>>16))
+	d.message.dst = netip.AddrPortFrom(dst, uint16(d.ports))
 	d.message.transport = t
 	d.message.raw = raw
 	d.found(&d.message)
@@ -793,7 +809,7 @@ var hepTransports = map[int]transport{
 func (d *decoder) hep(packet []byte) {
 	const chunkHeader, sip = 6, 1
 	var src, dst netip.Addr
-	var ports [2]uint16
+	var ports [2]uint32
 	var kind, carrier int
 	var payload []byte
 	lost := d.missing // bytes of the payload; all of it, if the frame was cut before it
@@ -823,7 +839,7 @@ func (d *decoder) hep(packet []byte) {
 		case chunk == 4 || chunk == 6:
 			dst, _ = netip.AddrFromSlice(value)
 		case chunk == 7 || chunk == 8:
-			ports[chunk-7] = uint16(number)
+			ports[chunk-7] = uint32(number)
 		case chunk == 11:
 			kind = number
 		case chunk == 15:
@@ -835,8 +851,7 @@ func (d *decoder) hep(packet []byte) {
 	if kind != sip || !known || !src.IsValid() || !dst.IsValid() {
 		return
 	}
-	d.message.src = netip.AddrPortFrom(src.Unmap(), ports[0])
-	d.message.dst = netip.AddrPortFrom(dst.Unmap(), ports[1])
+	d.path = path{src: src.As16(), dst: dst.As16(), ports: ports[0]<<16 | ports[1]}
 	d.datagram(t, payload, lost)
 }
 
@@ -844,7 +859,7 @@ func (d *decoder) hep(packet []byte) {
 // chunks the first is counted.
 func (d *decoder) sctp(h *[40]byte, b []byte) {
 	const data, beginning, whole, chunkHeader, dataHeader = 0, 2, 3, 4, 16
-	d.ports(h)
+	d.ports = binary.BigEndian.Uint32(h[0:])
 	b = d.behind(b, 12)
 	missing := d.missing // of the packet; from here on d.missing is of the chunk in hand
 	// A chunk of which nothing was captured may have been DATA: it is counted as cut.
@@ -883,8 +898,7 @@ func (d *decoder) sctp(h *[40]byte, b []byte) {
 
 // datagramKey names a datagram in fragments; of IPv6 without the protocol.
 type datagramKey struct {
-	src, dst [16]byte
-	network  uint64
+	path     // without ports
 	id       int
 	protocol uint8
 }
@@ -922,9 +936,7 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	if !isFragment || d.bad || d.short || p.begin == p.end { // decode ends at what is bad or short
 		return protocol + int(p.protocol), data
 	}
-	key.src = d.message.src.Addr().As16()
-	key.dst = d.message.dst.Addr().As16()
-	key.network = d.network
+	key.path = d.path
 	e := d.datagrams.entries[key]
 	now := d.message.time
 	if e != nil && (now.Sub(e.value.began) > fragmentAge || len(e.value.bytes) > maxWaiting) {
@@ -934,10 +946,10 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 		e = nil
 	}
 	if e == nil {
-		e = d.datagrams.add(key, now)
+		e = d.datagrams.add(key, sinceEpoch(now))
 		e.value.began = now
 	}
-	e.used = now
+	e.used = sinceEpoch(now)
 	g := &e.value
 	isNew, stale := false, false
 	if d.missing == 0 {
@@ -1070,8 +1082,7 @@ func (d *decoder) checksum(next int, b []byte) (good, there bool) {
 	if length := u16(b[4:]); length >= 8 && length < len(b) {
 		b = b[:length]
 	}
-	src, dst := d.message.src.Addr().As16(), d.message.dst.Addr().As16()
-	sum := onesComplement(src[:]) + onesComplement(dst[:]) + onesComplement(b)
+	sum := onesComplement(d.src[:]) + onesComplement(d.dst[:]) + onesComplement(b)
 	sum += uint64(protocolUDP + len(b))
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
@@ -1099,13 +1110,6 @@ func (d *decoder) endDatagram(e *pooled[datagramKey, datagram]) {
 	}
 }
 
-// flowKey names a flow: one direction of a TCP connection.
-type flowKey struct {
-	src, dst [16]byte
-	network  uint64
-	ports    uint32
-}
-
 // idle is what is known of a flow that holds nothing. There may be a hundred thousand.
 type idle struct {
 	progress
@@ -1125,12 +1129,12 @@ type flow struct {
 type track struct {
 	progress
 	framer
-	counted bool      // what is incomplete at its end has been counted
-	born    time.Time // when it began
-	moved   time.Time // when something last came in order, or began to wait
-	head    []byte    // what came before the first message: its beginning may come yet
-	waiting []segment // in order
-	held    int       // bytes of them
+	counted bool          // what is incomplete at its end has been counted
+	born    time.Duration // when it began
+	moved   time.Duration // when something last came in order, or began to wait
+	head    []byte        // what came before the first message: its beginning may come yet
+	waiting []segment     // in order
+	held    int           // bytes of them
 }
 
 // progress is how far a track has come.
@@ -1138,6 +1142,7 @@ type progress struct {
 	begin    uint32  // its lowest sequence number, but at most a window before the position
 	position uint32  // the sequence number that comes next
 	last     opening // of the segment that came last in order
+	begun    bool    // there is one
 	fresh    bool    // it begins with a SYN, and nothing came yet
 }
 
@@ -1155,10 +1160,9 @@ type opening struct {
 	bytes    [8]byte
 }
 
-func (s *segment) opening() (o opening) {
+func (o *opening) set(s *segment) {
 	o.sequence = s.sequence
 	o.size = uint8(copy(o.bytes[:], s.data))
-	return o
 }
 
 func (o *opening) contradicts(s *segment) bool {
@@ -1182,7 +1186,7 @@ func (s *segment) cutFront(sequence uint32) {
 // of a flow shows in time.
 func (d *decoder) tcp(h *[40]byte, b []byte) {
 	const reset, synchronize = 4, 2
-	d.ports(h)
+	d.ports = binary.BigEndian.Uint32(h[0:])
 	size, flags := int(h[12]>>4)*4, h[13]
 	isFirst := flags&synchronize != 0
 	s := segment{
@@ -1198,46 +1202,40 @@ func (d *decoder) tcp(h *[40]byte, b []byte) {
 	if isFirst {
 		s.sequence++
 	}
-	key := flowKey{
-		src:     d.message.src.Addr().As16(),
-		dst:     d.message.dst.Addr().As16(),
-		network: d.network,
-		ports:   uint32(u32(h[0:])),
-	}
-	f, e, known := d.recall(&key)
+	f, e, known := d.recall()
 	d.segment(f, &s, isFirst)
-	d.keep(f, e, known, &key)
+	d.keep(f, e, known)
 }
 
 // recall returns what is known of a flow, and its entry in the pool, or among the idle ones, if it
 // has one.
-func (d *decoder) recall(key *flowKey) (*flow, *pooled[flowKey, flow], *idle) {
-	if e := d.flows.entries[*key]; e != nil {
-		e.used = d.message.time
+func (d *decoder) recall() (*flow, *pooled[path, flow], *idle) {
+	if e := d.flows.entries[d.path]; e != nil {
+		e.used = sinceEpoch(d.message.time)
 		return &e.value, e, nil
 	}
-	known := d.idle[*key]
-	if known == nil && d.silent[*key] != nil {
-		known = d.silent[*key]
-		d.idle[*key] = known
-		delete(d.silent, *key)
+	known := d.idle[d.path]
+	if known == nil && d.silent[d.path] != nil {
+		known = d.silent[d.path]
+		d.idle[d.path] = known
+		delete(d.silent, d.path)
 	}
 	d.spare = flow{}
 	if known != nil {
 		d.spare.progress = known.progress
 		d.spare.kind = known.kind
-		d.spare.born = d.message.time
-		d.spare.moved = d.message.time
+		d.spare.born = sinceEpoch(d.message.time)
+		d.spare.moved = d.spare.born
 	}
 	return &d.spare, nil, known
 }
 
 // keep puts a flow where it belongs: e or known is where it was, or both are nil.
-func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key *flowKey) {
+func (d *decoder) keep(f *flow, e *pooled[path, flow], known *idle) {
 	if f.other == nil && f.head == nil && f.waiting == nil && f.isIdle() {
 		if known == nil {
 			known = &idle{}
-			d.idle[*key] = known
+			d.idle[d.path] = known
 		}
 		*known = idle{f.progress, f.kind}
 		if e != nil {
@@ -1246,8 +1244,8 @@ func (d *decoder) keep(f *flow, e *pooled[flowKey, flow], known *idle, key *flow
 		return
 	}
 	if e == nil {
-		delete(d.idle, *key)
-		e = d.flows.add(*key, d.message.time)
+		delete(d.idle, d.path)
+		e = d.flows.add(d.path, sinceEpoch(d.message.time))
 		e.value = *f
 	}
 	size := 4*overhead + e.value.size()
@@ -1261,11 +1259,11 @@ func (t *track) size() int { return cap(t.buffer) + cap(t.head) + t.held + overh
 
 // segment takes a segment to the track that it belongs to, or makes a new one for it.
 func (d *decoder) segment(f *flow, s *segment, isFirst bool) {
-	now := s.time
-	if f.head != nil && now.Sub(f.born) > gapAge {
+	now := sinceEpoch(s.time)
+	if f.head != nil && now-f.born > gapAge {
 		f.head = nil
 	}
-	if f.other != nil && now.Sub(f.other.moved) > flowAge {
+	if f.other != nil && now-f.other.moved > flowAge {
 		d.endOther(f)
 	}
 	fit := f.fit(s, isFirst)
@@ -1278,13 +1276,13 @@ func (d *decoder) segment(f *flow, s *segment, isFirst bool) {
 	}
 	switch fit {
 	case continues:
-		d.advance(f, *s)
+		d.advance(f, s)
 	case ahead:
 		f.wait(*s)
 	case unrelated:
-		d.begin(f, *s, isFirst)
+		d.begin(f, s, isFirst)
 	}
-	if len(f.waiting) > 0 && (now.Sub(f.moved) > gapAge || f.held > maxWaiting) {
+	if len(f.waiting) > 0 && (now-f.moved > gapAge || f.held > maxWaiting) {
 		d.giveUp(f)
 	}
 }
@@ -1301,7 +1299,7 @@ const (
 func (t *track) fit(s *segment, isFirst bool) int {
 	offset := s.offset(t.position)
 	switch {
-	case t.born.IsZero() || isFirst && s.sequence != t.begin:
+	case !t.begun || isFirst && s.sequence != t.begin:
 		return unrelated
 	case t.last.contradicts(s): // one of them is a stray
 		return unrelated
@@ -1317,27 +1315,28 @@ func (t *track) fit(s *segment, isFirst bool) int {
 
 // begin makes a track for a segment. It takes the place of the one that was used less lately,
 // unless that is the only one with SIP.
-func (d *decoder) begin(f *flow, s segment, isFirst bool) {
+func (d *decoder) begin(f *flow, s *segment, isFirst bool) {
 	if f.other != nil && f.other.sip && !f.sip { // that one stays
 		f.track, *f.other = *f.other, f.track
 	}
 	d.endOther(f)
-	if !f.born.IsZero() {
+	if f.begun {
 		previous := f.track
 		f.other = &previous
 	}
 	f.track = track{
-		progress: progress{begin: s.sequence, position: s.sequence, fresh: isFirst},
-		born:     s.time,
-		moved:    s.time,
+		progress: progress{begin: s.sequence, position: s.sequence, begun: true, fresh: isFirst},
+		born:     sinceEpoch(s.time),
+		moved:    sinceEpoch(s.time),
 	}
-	if len(s.data) == 0 {
+	data := s.data
+	if len(data) == 0 {
 		return
 	}
 	d.advance(f, s)
 	// If advance has joined the other track, passed is still that of this one: join hands it on.
-	if passed := min(f.passed, len(s.data)); passed > 0 && !isFirst {
-		f.head = bytes.Clone(s.data[:passed])
+	if passed := min(f.passed, len(data)); passed > 0 && !isFirst {
+		f.head = bytes.Clone(data[:passed])
 	}
 }
 
@@ -1350,7 +1349,7 @@ func (t *track) wait(s segment) {
 		return
 	}
 	if len(t.waiting) == 0 {
-		t.moved = s.time
+		t.moved = sinceEpoch(s.time)
 	}
 	s.data = bytes.Clone(s.data)
 	t.waiting = slices.Insert(t.waiting, i, s)
@@ -1359,13 +1358,13 @@ func (t *track) wait(s segment) {
 
 // advance takes in the segment that comes next, those that waited for it, and, where the track
 // reaches the beginning of the other one, that.
-func (d *decoder) advance(f *flow, s segment) {
+func (d *decoder) advance(f *flow, s *segment) {
 	for {
 		rest := segment{}
 		if f.other != nil && int32(f.other.begin-f.position) >= 0 {
 			room := s.offset(f.other.begin)
 			if room > 0 && room < len(s.data) {
-				rest = s
+				rest = *s
 				rest.cutFront(f.other.begin)
 				s.data = s.data[:room]
 				s.missing = 0
@@ -1374,13 +1373,13 @@ func (d *decoder) advance(f *flow, s segment) {
 				d.endOther(f)
 			}
 		}
-		d.extend(&f.track, &s)
+		d.extend(&f.track, s)
 		if f.other != nil && f.position == f.other.begin {
 			d.join(f)
 		}
 		switch {
 		case len(rest.data) > 0 && rest.offset(f.position) < len(rest.data)+rest.missing:
-			s = rest
+			*s = rest
 		case len(f.waiting) > 0 && f.waiting[0].offset(f.position) >= 0:
 			s = f.next()
 		default:
@@ -1390,8 +1389,8 @@ func (d *decoder) advance(f *flow, s segment) {
 }
 
 // next takes the first segment off those that wait.
-func (t *track) next() segment {
-	s := t.waiting[0]
+func (t *track) next() *segment {
+	s := &t.waiting[0]
 	t.held -= len(s.data) + overhead
 	t.waiting = t.waiting[1:]
 	if len(t.waiting) == 0 {
@@ -1409,7 +1408,7 @@ func (d *decoder) extend(t *track, s *segment) {
 	}
 	s.cutFront(t.position)
 	if len(s.data) > 0 {
-		t.last = s.opening()
+		t.last.set(s)
 	}
 	t.feed(d, s.data)
 	if s.missing > 0 && t.gap(s.missing) {
@@ -1417,7 +1416,7 @@ func (d *decoder) extend(t *track, s *segment) {
 	}
 	t.position += uint32(len(s.data) + s.missing)
 	t.fresh = false
-	t.moved = d.message.time
+	t.moved = sinceEpoch(d.message.time)
 	if int32(t.position-t.begin) > window {
 		t.begin = t.position - window
 	}
@@ -1468,10 +1467,9 @@ func (d *decoder) skipGap(t *track) {
 	}
 	t.begin, t.position = s.sequence, s.sequence
 	d.message.time, d.message.index = s.time, 0
-	d.extend(t, &s)
+	d.extend(t, s)
 	for len(t.waiting) > 0 && t.waiting[0].offset(t.position) >= 0 {
-		s = t.next()
-		d.extend(t, &s)
+		d.extend(t, t.next())
 	}
 	d.message.time, d.message.index = now, index
 }
@@ -1487,13 +1485,10 @@ func (d *decoder) endTrack(t *track) {
 }
 
 // endFlow ends a flow of which no segment is in hand.
-func (d *decoder) endFlow(e *pooled[flowKey, flow]) {
-	key, f := e.key, &e.value
-	src, dst := netip.AddrFrom16(key.src).Unmap(), netip.AddrFrom16(key.dst).Unmap()
-	d.message.src = netip.AddrPortFrom(src, uint16(key.ports>>16))
-	d.message.dst = netip.AddrPortFrom(dst, uint16(key.ports))
-	d.endOther(f)
-	d.endTrack(&f.track)
+func (d *decoder) endFlow(e *pooled[path, flow]) {
+	d.path = e.key
+	d.endOther(&e.value)
+	d.endTrack(&e.value.track)
 }
 
 func (d *decoder) endOther(f *flow) {
@@ -1690,15 +1685,11 @@ func proxyHeader(b []byte) (verdict, int) {
 func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 	begin, searched := f.line, f.searched
 	for {
-		newline := bytes.IndexByte(b[searched:], '\n')
-		end := searched + newline + 1
-		if newline < 0 {
-			end = len(b)
-		}
-		if newline < 0 || end > maxMessage {
+		end := searched + bytes.IndexByte(b[searched:], '\n') + 1
+		if end == searched || end > maxMessage {
 			f.line = begin
-			f.searched = end
-			if end > maxMessage {
+			f.searched = len(b)
+			if len(b) > maxMessage {
 				return f.oversize(d, b)
 			}
 			return b, false
@@ -1778,13 +1769,13 @@ func contentLength(section []byte) (length int, good bool) {
 		other, section, found = nextField(section, "content-length")
 		differ = found && (n == maxLengths || !bytes.Equal(value, other))
 	}
-	if differ || bytes.ContainsFunc(value, isNoDigit) {
-		return 0, false
-	}
 	for _, c := range value {
-		length = min(10*length+int(c&15), math.MaxInt32)
+		if isNoDigit(rune(c)) {
+			return 0, false
+		}
+		length = min(10*length+int(c-'0'), math.MaxInt32)
 	}
-	return length, len(value) > 0
+	return length, len(value) > 0 && !differ
 }
 
 // oversize gives up a message whose header section is too large. Its Content-Length counts if it

@@ -3714,7 +3714,7 @@ func TestSIPpCaptures(t *testing.T) {
 				} else if err != nil {
 					t.Fatal(err)
 				}
-				d.frame(link, frame, info)
+				d.frame(link, frame, info.Timestamp, info.CaptureLength < info.Length)
 			}
 			d.flush()
 			want := strings.Split(strings.TrimSpace(string(golden)), "\n")
@@ -3845,7 +3845,7 @@ func flood(t *testing.T, run func(send func([]byte), between func())) {
 	send := func(frame []byte) {
 		info.Timestamp = info.Timestamp.Add(time.Microsecond)
 		info.CaptureLength, info.Length = len(frame), len(frame)
-		d.frame(ethernet, frame, info)
+		d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 	}
 	all, messages := stream()
 	overWS, _ := webSocketStream()
@@ -3893,7 +3893,7 @@ func benchmarkFrames(b *testing.B, messages int, frames ...[]byte) {
 	round := func() {
 		for _, frame := range frames {
 			info.CaptureLength, info.Length, info.Timestamp = len(frame), len(frame), info.Timestamp.Add(time.Microsecond)
-			d.frame(ethernet, frame, info)
+			d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 		}
 	}
 	round()
@@ -3924,7 +3924,7 @@ func BenchmarkFrameTCP(b *testing.B) {
 		binary.BigEndian.PutUint32(segment[14+20+4:], sequence)
 		sequence += uint32(len(m))
 		info.Timestamp = info.Timestamp.Add(time.Microsecond)
-		d.frame(ethernet, segment, info)
+		d.frame(ethernet, segment, info.Timestamp, info.CaptureLength < info.Length)
 	}
 	if got != b.N {
 		b.Errorf("%d messages of %d", got, b.N)
@@ -3955,7 +3955,7 @@ func costs(frames [][]byte) (total, slowest time.Duration) {
 			info.CaptureLength, info.Length = len(frame), len(frame)
 			info.Timestamp = info.Timestamp.Add(time.Microsecond)
 			begin := time.Now()
-			d.frame(ethernet, frame, info)
+			d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 			this := time.Since(begin)
 			sum += this
 			if run == 0 || this < took[i] {
@@ -4112,7 +4112,7 @@ func TestFlushEnds(t *testing.T) {
 		CaptureLength: len(frame),
 		Length:        len(frame),
 	}
-	d.frame(ethernet, frame, info)
+	d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 	done := make(chan struct{})
 	go func() {
 		d.flush()
@@ -4135,7 +4135,7 @@ func TestDroppedIsFreed(t *testing.T) {
 	send := func(frame []byte) {
 		info.Timestamp = info.Timestamp.Add(time.Microsecond)
 		info.CaptureLength, info.Length = len(frame), len(frame)
-		d.frame(ethernet, frame, info)
+		d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 	}
 	heap := func() int {
 		var stats runtime.MemStats
@@ -4244,7 +4244,7 @@ func TestLargeAfterSmall(t *testing.T) {
 		frame := c.segment(0, "P", text)
 		info.Timestamp = info.Timestamp.Add(time.Microsecond)
 		info.CaptureLength, info.Length = len(frame), len(frame)
-		d.frame(ethernet, frame, info)
+		d.frame(ethernet, frame, info.Timestamp, info.CaptureLength < info.Length)
 		most = max(most, d.flows.size)
 	}
 	if most > 2*maxFlows {

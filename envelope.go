@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -53,16 +52,18 @@ const maxMethod = 256 // bytes of a method
 // §7.2), lenient about the Request-URI.
 func startLine(b []byte) verdict {
 	const version, digits = "SIP/2.0", 3
-	method := 0
-	for method < len(b) && method <= maxMethod && isToken(b[method]) {
-		method++
+	word := 0 // bytes of the method, or of the SIP of a response
+	for word < len(b) && word <= maxMethod && isToken(b[word]) {
+		word++
 	}
-	// Each is true while b may still become one. Both are true only if b ends within "SIP/2.0":
-	// then there is no line end yet, and the answer is maybe.
+	if word > maxMethod || word == 0 && len(b) > 0 {
+		return no
+	} else if word == len(b) {
+		return maybe
+	}
 	known := min(len(b), len(version+" "))
-	isResponse := bytes.EqualFold(b[:known], []byte(version + " ")[:known])
-	isRequest := method <= maxMethod && (method == len(b) || method > 0 && b[method] == ' ')
-	if !isResponse && !isRequest {
+	isResponse := b[word] == '/' && bytes.EqualFold(b[:known], []byte(version + " ")[:known])
+	if !isResponse && b[word] != ' ' {
 		return no
 	}
 	line, after := cutLine(b)
@@ -70,13 +71,14 @@ func startLine(b []byte) verdict {
 		return maybe
 	}
 	if isResponse {
-		code, _, _ := bytes.Cut(line[min(known, len(line)):], []byte(" "))
+		code, _, _ := bytes.Cut(line[known:], []byte(" "))
 		if len(code) == digits && !bytes.ContainsFunc(code, isNoDigit) {
 			return yes
 		}
+		return no
 	}
 	before := len(line) - len(version) // of a request: method, blank, Request-URI, blank
-	if isRequest && before > method+2 && line[before-1] == ' ' &&
+	if before > word+2 && line[before-1] == ' ' &&
 		bytes.EqualFold(line[before:], []byte(version)) {
 		return yes
 	}
@@ -118,7 +120,11 @@ func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
 
 // trimLineEnds takes away the empty lines that may come before a start line (RFC 3261 §7.5).
 func trimLineEnds(raw []byte) []byte {
-	return bytes.TrimLeftFunc(raw, isCRLF)
+	i := 0
+	for i < len(raw) && isCRLF(rune(raw[i])) {
+		i++
+	}
+	return raw[i:]
 }
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to
@@ -128,7 +134,10 @@ func cutLine(text []byte) (line, after []byte) {
 	if after != nil {
 		line = text[:len(text)-len(after)-len("\n")]
 	}
-	return bytes.TrimSuffix(line, []byte("\r")), after
+	if len(line) > 0 && line[len(line)-1] == '\r' {
+		line = line[:len(line)-1]
+	}
+	return line, after
 }
 
 // afterLine is what follows the first line and its end, nil where it has none.
@@ -203,9 +212,9 @@ func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 }
 
 // goesOn reports whether lines begin with a blank: then the first goes on with the field before it.
-func goesOn(lines []byte) bool {
-	return len(lines) > 0 && (lines[0] == ' ' || lines[0] == '\t')
-}
+func goesOn(lines []byte) bool { return len(lines) > 0 && isBlank(lines[0]) }
+
+func isBlank(c byte) bool { return c == ' ' || c == '\t' }
 
 // unfold makes one line of the value of a header field (RFC 3261 §7.3.1).
 func unfold(value []byte) []byte {
@@ -223,20 +232,16 @@ func unfold(value []byte) []byte {
 
 // fieldValue is the value in a header field, or in its first line, if the field has that name.
 func fieldValue(field []byte, name string) (value []byte, named bool) {
-	length := len(name)
-	compact := longForms[field[0]|caseBit] == name && len(field) > 1 && endsName(field[1])
-	if compact {
-		length = 1
+	word, value, found := bytes.Cut(field, []byte(":"))
+	for len(word) > 0 && isBlank(word[len(word)-1]) {
+		word = word[:len(word)-1]
 	}
-	if len(field) <= length || !endsName(field[length]) {
-		return nil, false // most fields that begin with the same letter
+	isCompact := len(word) == 1 && longForms[word[0]|caseBit] == name
+	if !found || !isCompact && !equalFold(word, name) {
+		return nil, false
 	}
-	value, named = bytes.CutPrefix(bytes.TrimSpace(field[length:]), []byte(":"))
-	return bytes.TrimSpace(value), named && (compact || equalFold(field[:length], name))
+	return bytes.TrimSpace(value), true
 }
-
-// endsName reports whether c may follow the name of a header field.
-func endsName(c byte) bool { return c == ':' || c == ' ' || c == '\t' }
 
 // anyHeader reports whether match is true for the value of any header field with that name; a nil
 // match is true for any value.
@@ -310,9 +315,12 @@ func equalFold(b []byte, word string) bool {
 // isToken reports whether c may stand in a token, such as a method or the name of a header
 // (RFC 3261 §25.1).
 func isToken(c byte) bool {
+	switch c {
+	case '-', '.', '!', '%', '*', '_', '+', '`', '\'', '~':
+		return true
+	}
 	letter := c | caseBit
-	return 'a' <= letter && letter <= 'z' || '0' <= c && c <= '9' ||
-		strings.IndexByte("-.!%*_+`'~", c) >= 0
+	return 'a' <= letter && letter <= 'z' || '0' <= c && c <= '9'
 }
 
 // appendEnvelope appends the envelope of a message to b: one JSON object in one line, its keys

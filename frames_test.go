@@ -425,15 +425,7 @@ func newPlayer() *player {
 func (p *player) play(link linkType, f caught) {
 	buffer := bytes.Clone(f.data)
 	p.times = append(p.times, f.at)
-	p.frame(
-		link,
-		buffer,
-		gopacket.CaptureInfo{
-			Timestamp:     captureStart.Add(f.at),
-			CaptureLength: len(buffer),
-			Length:        max(f.length, len(buffer)),
-		},
-	)
+	p.frame(link, buffer, captureStart.Add(f.at), len(buffer) < f.length)
 	for i := range buffer {
 		buffer[i] = 0xee
 	}

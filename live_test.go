@@ -417,7 +417,7 @@ func TestLiveQuietDevice(t *testing.T) {
 	outer, inner := []header{ethernetHeader(), ipv4Header()}, []header{udpHeader(5060, 5060), data(sampleInvite)}
 	first := fragments(outer, inner, 1, 64)[0]
 	info := gopacket.CaptureInfo{Timestamp: time.Now().Add(-fragmentAge), CaptureLength: len(first), Length: len(first)}
-	d.frame(ethernet, first, info)
+	d.frame(ethernet, first, info.Timestamp, info.CaptureLength < info.Length)
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
 	if err := from.read(ctx, handle, d); err != nil || counters.packets.Load() != 1 {
