@@ -527,15 +527,17 @@ func (p *pool[K, V]) expire(now time.Duration) {
 	}
 }
 
-// The layers of a frame: an EtherType, protocol plus an IP protocol, or port plus a port of UDP.
+// The layers of a frame: an EtherType, protocolBase plus an IP protocol, or portBase plus a port of
+// UDP.
 const (
 	etherIPv4  = 0x0800
 	etherMAC   = 0x6558 // Ethernet in a tunnel
 	etherIPv6  = 0x86dd
 	etherMPLS  = 0x8847
 	etherPPPoE = 0x8864
-	protocol   = 1 << 16
-	port       = 1 << 17
+
+	protocolBase = 1 << 16
+	portBase     = 1 << 17
 )
 
 // The IP protocols with a meaning beyond their header.
@@ -554,19 +556,20 @@ func (d *decoder) decode(link linkType, b []byte) {
 	}
 	b = d.behind(b, link.headerSize)
 	for headers := 0; headers < maxHeaders && layer != 0 && !d.short && !d.bad; headers++ {
-		h := new([40]byte) // the header, or its beginning; what isn't there is 0, and noticed by behind
+		// h is the header, or its beginning; what isn't there is 0, and noticed by behind.
+		h := new([40]byte)
 		if len(b) >= len(h) {
 			h = (*[40]byte)(b)
 		} else {
 			copy(h[:], b)
 		}
 		switch {
-		case layer < protocol:
+		case layer < protocolBase:
 			layer, b = d.etherType(layer, h, b)
-		case layer < port:
-			layer, b = d.protocol(layer-protocol, h, b)
+		case layer < portBase:
+			layer, b = d.protocol(layer-protocolBase, h, b)
 		default:
-			layer, b = d.tunnel(layer-port, h, b)
+			layer, b = d.tunnel(layer-portBase, h, b)
 		}
 	}
 }
@@ -642,9 +645,9 @@ func (d *decoder) protocol(layer int, h *[40]byte, b []byte) (next int, rest []b
 	case protocolSCTP:
 		d.sctp(h, b)
 	case 0, 43, 60, 135: // IPv6 extension headers (RFC 8200 §4)
-		return protocol + int(h[0]), d.behind(b, 8+8*int(h[1]))
+		return protocolBase + int(h[0]), d.behind(b, 8+8*int(h[1]))
 	case 51: // authentication header (RFC 4302 §2)
-		return protocol + int(h[0]), d.behind(b, 8+4*int(h[1]))
+		return protocolBase + int(h[0]), d.behind(b, 8+4*int(h[1]))
 	case 44: // IPv6 fragment (RFC 8200 §4.5)
 		p := piece{begin: int32(u16(h[2:]) &^ 7), last: h[3]&1 == 0, protocol: h[0]}
 		return d.reassemble(datagramKey{id: u32(h[4:])}, p, d.behind(b, 8))
@@ -729,8 +732,7 @@ func (d *decoder) ip(h *[40]byte, b []byte) (next int, rest []byte) {
 		key = datagramKey{id: u16(h[4:]), protocol: h[9]}
 		size = 4 * int(h[0]&15)
 		total = u16(h[2:])
-		d.src = mappedIPv4
-		d.dst = mappedIPv4
+		d.src, d.dst = mappedIPv4, mappedIPv4
 		copy(d.src[12:], h[12:16])
 		copy(d.dst[12:], h[16:20])
 	case 6:
@@ -759,22 +761,19 @@ func (d *decoder) udp(h *[40]byte, b []byte) (next int, rest []byte) {
 	if length := u16(h[4:]); length > 0 { // segmentation offload leaves 0
 		payload = d.upTo(payload, length-8)
 	}
-	if d.short || d.bad {
-		return 0, nil // the frame is counted
-	}
-	if bytes.HasPrefix(payload, []byte("HEP3")) {
+	switch {
+	case d.short || d.bad: // the frame is counted
+	case bytes.HasPrefix(payload, []byte("HEP3")):
 		d.hep(payload)
-		return 0, nil
+	case !d.takePayload(udp, payload, d.missing):
+		return portBase + u16(h[2:]), payload
 	}
-	if d.datagram(udp, payload, d.missing) {
-		return 0, nil
-	}
-	return port + u16(h[2:]), payload
+	return 0, nil
 }
 
-// datagram takes a payload that is a message if it is SIP at all, and of which bytes may be
+// takePayload takes a payload that is a message if it is SIP at all, and of which bytes may be
 // missing.
-func (d *decoder) datagram(t transport, payload []byte, missing int) (isTaken bool) {
+func (d *decoder) takePayload(t transport, payload []byte, missing int) (isTaken bool) {
 	sip := startLine(trimLineEnds(payload))
 	if missing > 0 && sip != no {
 		d.counters.truncated.Add(1)
@@ -852,7 +851,7 @@ func (d *decoder) hep(packet []byte) {
 		return
 	}
 	d.path = path{src: src.As16(), dst: dst.As16(), ports: ports[0]<<16 | ports[1]}
-	d.datagram(t, payload, lost)
+	d.takePayload(t, payload, lost)
 }
 
 // sctp reads every message that is whole in one DATA chunk (RFC 9260 §3.3.1); of one in several
@@ -883,7 +882,7 @@ func (d *decoder) sctp(h *[40]byte, b []byte) {
 			return
 		}
 		if flags := b[1] & whole; isData && flags == whole {
-			d.datagram(sctp, chunk[dataHeader:], d.missing)
+			d.takePayload(sctp, chunk[dataHeader:], d.missing)
 		} else if isData && flags == beginning {
 			d.counters.fragment.Add(1)
 		}
@@ -912,7 +911,7 @@ type datagram struct {
 	pieces    []piece   // by position; they don't overlap
 	bytes     []byte    // of all pieces, in the order of arrival
 	covered   int       // bytes of the datagram that are there
-	accounted int       // bytes[:accounted] are of datagrams finished or counted, or in doubt
+	accounted int       // bytes[:accounted] have come out, or are counted: they are no loss later
 	failures  int       // of checksums
 	cut       bool      // a piece was not captured as a whole
 }
@@ -934,7 +933,7 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	isFragment := p.begin > 0 || !p.last
 	d.bad = d.bad || isFragment && (p.end > maxMessage || !p.last && p.end%8 != 0)
 	if !isFragment || d.bad || d.short || p.begin == p.end { // decode ends at what is bad or short
-		return protocol + int(p.protocol), data
+		return protocolBase + int(p.protocol), data
 	}
 	key.path = d.path
 	e := d.datagrams.entries[key]
@@ -955,7 +954,8 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	if d.missing == 0 {
 		isNew, stale = g.take(p, data)
 	} else {
-		g.cut = g.cut || g.accounted == 0 || g.accounted < len(g.bytes) // not if it is finished
+		// Not if all that is there has come out: then this repeats a piece of it.
+		g.cut = g.cut || g.accounted == 0 || g.accounted < len(g.bytes)
 	}
 	if stale {
 		d.counters.fragment.Add(1)
@@ -969,7 +969,8 @@ func (d *decoder) reassemble(key datagramKey, p piece, data []byte) (next int, r
 	return next, rest
 }
 
-// take takes a piece in, or what is new of it. Of pieces that contradict each other the newer one
+// take takes a piece p in, or what is new of it: pieces[from:to] overlap it, or contradict the end
+// that it brings; kept replaces them. Of pieces that contradict each other the newer one
 // stays: an identification is used again after all of its datagram has arrived, or was lost. It
 // tells whether there was anything new, and whether a piece had to go that wasn't accounted for.
 func (g *datagram) take(p piece, data []byte) (isNew, stale bool) {
@@ -1053,7 +1054,7 @@ func (d *decoder) finish(e *pooled[datagramKey, datagram]) (next int, rest []byt
 		g.accounted = len(g.bytes)
 		g.failures = 0
 		g.cut = false
-		return protocol + first, d.whole
+		return protocolBase + first, d.whole
 	}
 	if !isAccounted {
 		d.counters.fragment.Add(1)
@@ -1368,9 +1369,9 @@ func (d *decoder) advance(f *flow, s *segment) {
 				rest.cutFront(f.other.begin)
 				s.data = s.data[:room]
 				s.missing = 0
-			}
-			if f.other.last.contradicts(&rest) { // it is a stray; nothing contradicts no rest
-				d.endOther(f)
+				if f.other.last.contradicts(&rest) { // it is a stray
+					d.endOther(f)
+				}
 			}
 		}
 		d.extend(&f.track, s)
@@ -1555,7 +1556,7 @@ func (f *framer) feed(d *decoder, b []byte) {
 			f.skip -= n
 			b = b[n:]
 		case f.webSocket:
-			b, more = f.frame(d, b)
+			b, more = f.webSocketFrame(d, b)
 		case f.state == seeking:
 			before, hadSIP := len(b), f.sip
 			b, more = f.seek(d, b, &tries)
@@ -1696,7 +1697,7 @@ func (f *framer) headers(d *decoder, b []byte) (rest []byte, more bool) {
 		}
 		line := b[begin:end]
 		switch {
-		case len(line) <= len("\r\n") && isCRLF(rune(line[0])):
+		case len(line) <= len("\r\n") && isCRLF(line[0]):
 			f.searched = end
 			return f.section(d, b)
 		case mayBegin(line) && beginsMessage(line):
@@ -1764,7 +1765,7 @@ func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 func contentLength(section []byte) (length int, good bool) {
 	value, section, found := nextField(section, "content-length")
 	differ := false
-	for n := 1; found && !differ && len(section) > 0 && !isCRLF(rune(section[0])); n++ {
+	for n := 1; found && !differ && len(section) > 0 && !isCRLF(section[0]); n++ {
 		var other []byte
 		other, section, found = nextField(section, "content-length")
 		differ = found && (n == maxLengths || !bytes.Equal(value, other))
@@ -1800,6 +1801,9 @@ func (f *framer) rest(b []byte) (rest []byte, more bool) {
 		end := bytes.IndexByte(b, '\n') + 1
 		if end == 0 {
 			f.line += len(b) // bytes of a line whose end is still to come
+			if string(b) != "\r" {
+				f.line++ // so that 1 is a CR, and no other byte alone
+			}
 			return nil, false
 		}
 		size := f.line + end
@@ -1938,12 +1942,13 @@ func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict,
 		return yes, n
 	}
 	text := b[n+h.size : min(end, n+h.size+maxWebSocketSection, len(b))]
-	section := bytes.Index(text, []byte("\n\r\n")) + len("\n\r\n")
+	const emptyLine = "\n\r\n"
+	section := bytes.Index(text, []byte(emptyLine)) + len(emptyLine) // less where there is none
 	length, good := contentLength(trimLineEnds(text))
 	switch {
-	case section < len("\n\r\n") && len(text) < min(h.length, maxWebSocketSection):
+	case section < len(emptyLine) && len(text) < min(h.length, maxWebSocketSection):
 		return maybe, len(b) + 1
-	case section < len("\n\r\n"):
+	case section < len(emptyLine):
 		return no, 0
 	case end == len(b) || end > len(b) && good && section+length == h.length:
 		return yes, n
@@ -1955,9 +1960,9 @@ func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict,
 	return no, 0
 }
 
-// frame takes a WebSocket frame, one of which is a message (RFC 7118 §5). One in several frames is
-// counted at the first. What isn't a frame ends WebSocket.
-func (f *framer) frame(d *decoder, b []byte) (rest []byte, more bool) {
+// webSocketFrame takes a WebSocket frame, one of which is a message (RFC 7118 §5). One in several
+// frames is counted at the first. What isn't a frame ends WebSocket.
+func (f *framer) webSocketFrame(d *decoder, b []byte) (rest []byte, more bool) {
 	h, is := readWebSocketHeader(b)
 	size := h.size + h.length
 	isData := h.opcode == opcodeText || h.opcode == opcodeBinary

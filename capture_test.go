@@ -1867,6 +1867,9 @@ func streamRows() (rows []captureRow) {
 	endless := "INVITE sip:a SIP/2.0\r\n" + strings.Repeat("X: y\r\n", 12000)
 	add("headers without an end, up to an empty line", "oversize 1", []seen{fromClient(51, 0, c)},
 		append(client.segments(endless, sizes(1448, len(endless))...), at(len(endless), b), at(len(endless+b), c))...)
+	add("headers without an end, the last line's end in another segment", "oversize 1", []seen{fromClient(51, 0, c)},
+		append(client.segments(endless+"x", sizes(1448, len(endless+"x"))...),
+			at(len(endless+"x"), "\n"+b), at(len(endless+"x\n"+b), c))...)
 	add(
 		"a line without an end",
 		"",

@@ -72,17 +72,16 @@ func startLine(b []byte) verdict {
 	}
 	if isResponse {
 		code, _, _ := bytes.Cut(line[known:], []byte(" "))
-		if len(code) == digits && !bytes.ContainsFunc(code, isNoDigit) {
-			return yes
+		if len(code) != digits || bytes.ContainsFunc(code, isNoDigit) {
+			return no
 		}
-		return no
-	}
-	before := len(line) - len(version) // of a request: method, blank, Request-URI, blank
-	if before > word+2 && line[before-1] == ' ' &&
-		bytes.EqualFold(line[before:], []byte(version)) {
 		return yes
 	}
-	return no
+	before := len(line) - len(version) // of a request: method, blank, Request-URI, blank
+	if before <= word+2 || line[before-1] != ' ' || !equalFold(line[before:], version) {
+		return no
+	}
+	return yes
 }
 
 // What follows takes a message apart. It takes any bytes: of a malformed message it sees what is
@@ -91,7 +90,7 @@ func startLine(b []byte) verdict {
 // parts are a message and what its start line says (RFC 3261 §7.1, §7.2).
 type parts struct {
 	message  *message
-	text     []byte // the message from its start line on
+	lines    []byte // what follows the start line: header fields, an empty line, the body
 	response bool
 	method   []byte // of a response the last word of CSeq (RFC 3261 §20.16)
 	uri      []byte // what stands between the first and the last blank of a request
@@ -99,13 +98,13 @@ type parts struct {
 }
 
 func partsOf(m *message) parts {
-	p := parts{message: m, text: trimLineEnds(m.raw)}
-	line, _ := cutLine(p.text)
+	line, lines := cutLine(trimLineEnds(m.raw))
+	p := parts{message: m, lines: lines}
 	first, rest, _ := bytes.Cut(line, []byte(" "))
 	p.response = equalFold(first, "sip/2.0")
 	if p.response {
 		p.status, _ = strconv.Atoi(string(rest[:min(3, len(rest))]))
-		cseq := firstHeader(p.text, "cseq")
+		cseq := firstHeader(lines, "cseq")
 		p.method = cseq[bytes.LastIndexAny(cseq, " \t")+1:]
 	} else {
 		p.method = first
@@ -116,12 +115,12 @@ func partsOf(m *message) parts {
 
 func isNoDigit(c rune) bool { return c < '0' || c > '9' }
 
-func isCRLF(c rune) bool { return c == '\r' || c == '\n' }
+func isCRLF(c byte) bool { return c == '\r' || c == '\n' }
 
 // trimLineEnds takes away the empty lines that may come before a start line (RFC 3261 §7.5).
 func trimLineEnds(raw []byte) []byte {
 	i := 0
-	for i < len(raw) && isCRLF(rune(raw[i])) {
+	for i < len(raw) && isCRLF(raw[i]) {
 		i++
 	}
 	return raw[i:]
@@ -188,7 +187,7 @@ func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 		// Most fields, at a glance: another first letter, and not an empty line. A folded line goes
 		// this way, too: caseBit makes a blank of a blank, and ")" of a tab; no name begins so.
 		first := lines[0] | caseBit
-		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(rune(lines[0])) {
+		if first != name[0]|caseBit && longForms[first] != name && !isCRLF(lines[0]) {
 			lines = afterLine(lines)
 			continue
 		}
@@ -245,8 +244,7 @@ func fieldValue(field []byte, name string) (value []byte, named bool) {
 
 // anyHeader reports whether match is true for the value of any header field with that name; a nil
 // match is true for any value.
-func anyHeader(text []byte, name string, match func(value []byte) bool) bool {
-	_, lines := cutLine(text)
+func anyHeader(lines []byte, name string, match func(value []byte) bool) bool {
 	value, lines, found := nextField(lines, name)
 	for found && match != nil && !match(unfold(value)) {
 		value, lines, found = nextField(lines, name)
@@ -255,15 +253,13 @@ func anyHeader(text []byte, name string, match func(value []byte) bool) bool {
 }
 
 // firstHeader is the value of the first header field with that name, nil without one.
-func firstHeader(text []byte, name string) []byte {
-	_, lines := cutLine(text)
+func firstHeader(lines []byte, name string) []byte {
 	value, _, _ := nextField(lines, name)
 	return unfold(value)
 }
 
 // body is what follows the first empty line.
-func body(text []byte) []byte {
-	_, lines := cutLine(text)
+func body(lines []byte) []byte {
 	_, after, _ := nextField(lines, "\n") // no field has that name: it stops at the empty line
 	return after
 }
@@ -374,7 +370,7 @@ func appendID(b []byte, m *message, signature, at []byte) []byte {
 	b = append(b, signature...)
 	b = append(b, at...)
 	b = m.src.AppendTo(b)
-	b = append(b, byte(m.transport), byte(m.index>>8), byte(m.index))
+	b = append(b, byte(m.transport), byte(m.index>>8), byte(m.index)) // a frame has < 65536
 	b = m.dst.AppendTo(b)
 	id := sha256.Sum256(b[start:])
 	id[6] = id[6]&0x0f | 0x80 // version 8

@@ -40,25 +40,25 @@ var forms = []form{
 		return a.lowest <= p.status && p.status <= a.highest
 	})},
 	{"initial", func(p parts, _ []*argument) bool {
-		return !p.response && !hasTag(firstHeader(p.text, "to"))
+		return !p.response && !hasTag(firstHeader(p.lines, "to"))
 	}},
 	{"uri RE", func(p parts, a []*argument) bool {
 		return !p.response && a[0].matches(p.uri)
 	}},
 	{"hasheader NAME …", anyOf(func(p parts, a *argument) bool {
-		return anyHeader(p.text, a.header, nil)
+		return anyHeader(p.lines, a.header, nil)
 	})},
 	{"header NAME RE", func(p parts, a []*argument) bool {
-		return anyHeader(p.text, a[0].header, a[1].matches)
+		return anyHeader(p.lines, a[0].header, a[1].matches)
 	}},
 	{"to RE", func(p parts, a []*argument) bool {
-		return anyHeader(p.text, "to", a[0].matches)
+		return anyHeader(p.lines, "to", a[0].matches)
 	}},
 	{"from RE", func(p parts, a []*argument) bool {
-		return anyHeader(p.text, "from", a[0].matches)
+		return anyHeader(p.lines, "from", a[0].matches)
 	}},
 	{"body RE", func(p parts, a []*argument) bool {
-		return a[0].matches(body(p.text))
+		return a[0].matches(body(p.lines))
 	}},
 	{"message RE", func(p parts, a []*argument) bool {
 		return a[0].matches(p.message.raw)
@@ -73,7 +73,7 @@ var forms = []form{
 		return a.net.Contains(p.message.dst.Addr().Unmap())
 	})},
 	{"sample N", func(p parts, a []*argument) bool {
-		return crc32.ChecksumIEEE(firstHeader(p.text, "call-id"))%a[0].n == 0
+		return crc32.ChecksumIEEE(firstHeader(p.lines, "call-id"))%a[0].n == 0
 	}},
 	{"all F …", func(p parts, a []*argument) bool {
 		return !slices.ContainsFunc(a, func(f *argument) bool { return !f.selects(p) })
@@ -187,7 +187,7 @@ func compileFilter(source string) (func(*message) bool, error) {
 		c.fail(maxSource, "more", fmt.Sprintf("at most %d bytes", maxSource))
 		return nil, c.problems[0]
 	}
-	c.tokens = tokens.FindAllStringIndex(source, -1)
+	c.tokens = tokenRE.FindAllStringIndex(source, -1)
 	filter := c.read(node{}, 0)
 	var arguments []*argument
 	if len(c.problems) == 0 {
@@ -220,9 +220,9 @@ type node struct {
 }
 
 var (
-	// tokens matches a parenthesis, a string, a comment as other languages have them, or a word.
+	// tokenRE matches a parenthesis, a string, a comment as other languages have them, or a word.
 	// In a string \" is always a quote, also after a backslash; other backslashes are the RE's own.
-	tokens   = regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[;#][^\n]*|[^ \t\r\n()"]+`)
+	tokenRE  = regexp.MustCompile(`[()]|"(\\"|[^"])*"?|[;#][^\n]*|[^ \t\r\n()"]+`)
 	unclosed = regexp.MustCompile(`^"(\\"|[^"])*$`)
 	comment  = regexp.MustCompile(`^[;#]`)
 	operator = regexp.MustCompile(`^[=!~<>&|]*[=<>&|][=!~<>&|]*$`) // names may have ! and ~

@@ -234,7 +234,7 @@ func unparsedVariables(err error) (names []string) {
 	var all env.AggregateError
 	errors.As(err, &all)
 	for _, err := range all.Errors {
-		var unparsed env.ParseError
+		var unparsed env.ParseError // no field has an option that brings another error
 		errors.As(err, &unparsed)
 		field, _ := reflect.TypeFor[config]().FieldByName(unparsed.Name)
 		names = append(names, field.Tag.Get("env"))
@@ -333,7 +333,7 @@ func (c *config) captureRules() []rule {
 		isGood = isGood && (isAny || slices.Contains(there, device) && !isTwice)
 		c.Interfaces[i] = device
 	}
-	from := c.sources()[0] // of several devices one is enough
+	from := c.sources()[0] // there is one, by default any; of several devices one is enough
 	fileErr := from.checkFile()
 	filterErr := from.checkBPF()
 	return []rule{
@@ -484,10 +484,10 @@ func sense(c *config) error {
 	defer drain(nil)
 	delivering, stopDelivering := context.WithCancel(context.Background())
 	defer stopDelivering()
-	if err := s.serve(); err != nil {
+	if err := s.serveMetrics(); err != nil {
 		return err
 	}
-	if err := s.capture(capturing, drain); err != nil {
+	if err := s.startCaptures(capturing, drain); err != nil {
 		return err
 	}
 	go func() {
@@ -499,32 +499,36 @@ func sense(c *config) error {
 		<-signals
 		stopDelivering()
 	}()
-	s.announce()
+	slog.LogAttrs(context.Background(), slog.LevelInfo, "capturing", s.settings()...)
+	for _, warning := range s.warnings() {
+		slog.Warn(warning)
+	}
 	delivered := make(chan struct{})
 	go func() {
 		s.publisher.run(delivering, captured.Done())
 		close(delivered)
 	}()
-	s.report(delivered) // until delivered is closed: no stats may follow the last ones
-	if c.PcapFile != "" {
+	s.report(delivered)            // until delivered is closed: no stats may follow the last ones
+	err := context.Cause(captured) // nil, too, if captures never ended
+	if errors.Is(err, context.Canceled) {
+		err = nil // they ended without an error
+	}
+	if c.PcapFile != "" && err == nil {
 		s.warnWithoutFrames()
 	}
 	slog.Info("stats", attributes(s.metrics())...)
 	dropped := s.publisher.stats().dropped
 	if c.PcapFile != "" && capturing.Err() == nil && dropped > 0 {
-		return fmt.Errorf("publishing: %d messages were dropped, the log says why", dropped)
+		lost := fmt.Errorf("publishing: %d messages were dropped, the log says why", dropped)
+		err = errors.Join(err, lost)
 	}
-	err := context.Cause(captured)
-	if errors.Is(err, context.Canceled) { // not by an error
-		return nil
-	}
-	return err // nil, too, if captures never ended
+	return err
 }
 
-// capture starts a goroutine for each device, or for the file; drain is called when all are done. A
-// device that can't be opened now is an error; a file is opened when it is read, as the writer of a
-// pipe may come later.
-func (s *sensor) capture(ctx context.Context, drain func(error)) error {
+// startCaptures starts a goroutine for each device, or for the file; drain is called when all are
+// done. A device that can't be opened now is an error; a file is opened when it is read, as the
+// writer of a pipe may come later.
+func (s *sensor) startCaptures(ctx context.Context, drain func(error)) error {
 	var captures sync.WaitGroup
 	for _, from := range s.sources() {
 		d := newDecoder(&s.captureCounters, s.take)
@@ -559,18 +563,10 @@ func (s *sensor) take(m *message) {
 		return
 	}
 	if s.PcapFile != "" {
-		s.publisher.awaitRoom()
+		s.publisher.awaitLess(roomBytes)
 	}
 	b := appendEnvelope(s.publisher.buffer(), m, version, s.IncludeAddresses)
 	s.publisher.put(m.transport, b)
-}
-
-// announce logs what the sensor does.
-func (s *sensor) announce() {
-	slog.LogAttrs(context.Background(), slog.LevelInfo, "capturing", s.settings()...)
-	for _, warning := range s.warnings() {
-		slog.Warn(warning)
-	}
 }
 
 // report logs the counters each STATS_INTERVAL until ended is closed. After the first minute it
@@ -747,9 +743,9 @@ const (
 	httpConnections = 64
 )
 
-// serve answers /metrics and /healthz, if METRICS_ADDR is set. What comes while 64 connections are
-// open is closed.
-func (s *sensor) serve() error {
+// serveMetrics answers /metrics and /healthz, if METRICS_ADDR is set. What comes while 64
+// connections are open is closed.
+func (s *sensor) serveMetrics() error {
 	if s.MetricsAddr == "" {
 		return nil
 	}

@@ -282,7 +282,7 @@ func (p *publisher) remove(i int) {
 	p.bytes -= len(m.envelope)
 	if i < p.begun {
 		p.begun--
-		p.freeIDs <- m.id
+		p.freeIDs <- m.id // never blocks: there is room for all ids
 	}
 	if i < p.sent {
 		p.sent--
@@ -300,10 +300,8 @@ func (p *publisher) remove(i int) {
 	}
 }
 
-// awaitRoom waits until less than roomBytes are on the way, or run is over: for a source that can
-// wait, and of which put must drop nothing, however small queueBytes is.
-func (p *publisher) awaitRoom() { p.awaitLess(roomBytes) }
-
+// awaitLess waits until less bytes of envelopes are on the way, or run is over. A source that can
+// wait does so for roomBytes: put drops nothing of it then, however small queueBytes is.
 func (p *publisher) awaitLess(bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -552,7 +550,7 @@ func (p *publisher) nextPackets(out []byte) ([]byte, time.Duration) {
 	for p.sent < min(p.limit, len(p.queue)) && len(out) < writeBytes && !p.due.After(now) {
 		m := &p.queue[p.sent]
 		if p.sent == p.begun { // sent for the first time; again, it keeps its id
-			m.id = <-p.freeIDs
+			m.id = <-p.freeIDs // never blocks: begun < windowSize, the number of ids
 			p.begun++
 		}
 		m.at = now
@@ -716,8 +714,11 @@ func appendPublish(b []byte, topic string, id uint16, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// checks are what to look at where a reason holds a text; the first one counts.
-var checks = []struct{ text, settings string }{
+// advice is what to look at where a reason holds a text.
+type advice struct{ text, settings string }
+
+// The first that fits counts, and the last one always does.
+var checks = []advice{
 	{"x509: ", "CA_FILE, CERT_FILE, KEY_FILE"},
 	{"tls: ", "CA_FILE, CERT_FILE, KEY_FILE, ALPN"},
 	{"PASSWORD_FILE", "PASSWORD_FILE"},
@@ -765,12 +766,10 @@ func (l *failureLog) report(broker string, err error) {
 	if l.times[key] > 1 {
 		return
 	}
-	for _, c := range checks {
-		if strings.Contains(reason, c.text) {
-			l.log.Error("no connection", "broker", broker, "reason", reason, "check", c.settings)
-			return
-		}
-	}
+	fits := func(a advice) bool { return strings.Contains(reason, a.text) }
+	first := slices.IndexFunc(checks, fits)
+	l.log.Error("no connection", "broker", broker, "reason", reason,
+		"check", checks[first].settings)
 }
 
 // summarize logs what was counted but not logged, and begins anew.

@@ -1015,7 +1015,7 @@ func TestAwaitRoom(t *testing.T) {
 	read := make(chan struct{})
 	go func() {
 		for i := 1; i <= 3000; i++ {
-			p.awaitRoom()
+			p.awaitLess(roomBytes)
 			p.putAll(i, i)
 		}
 		close(read)
@@ -1043,7 +1043,7 @@ func TestAwaitRoom(t *testing.T) {
 func TestAwaitRoomFitsTheQueue(t *testing.T) {
 	p := prepare(t, nil)
 	p.putAll(1, room-1) // after this, awaitRoom still returns
-	p.awaitRoom()
+	p.awaitLess(roomBytes)
 	m := &message{raw: make([]byte, 65535)}
 	p.put(udp, appendEnvelope(nil, m, strings.Repeat("v", 1000), true))
 	if got := p.stats(); got.dropped != 0 {
@@ -1068,7 +1068,7 @@ func TestAwaitRoomEnds(t *testing.T) {
 		read := make(chan struct{})
 		go func() {
 			for i := 1; i <= 3000; i++ {
-				p.awaitRoom()
+				p.awaitLess(roomBytes)
 				p.putAll(i, i)
 			}
 			close(read)
@@ -1088,7 +1088,7 @@ func TestAwaitRoomEnds(t *testing.T) {
 		p.put(udp, make([]byte, 2<<20))
 		room := make(chan struct{})
 		go func() {
-			p.awaitRoom()
+			p.awaitLess(roomBytes)
 			close(room)
 		}()
 		within(t, "room", room)
@@ -2847,7 +2847,7 @@ func BenchmarkPublish(b *testing.B) {
 		}
 		measure(b, func() {
 			for range b.N {
-				p.awaitRoom()
+				p.awaitLess(roomBytes)
 				p.put(udp, append(p.buffer(), envelope...))
 			}
 			for p.stats().published < uint64(b.N) {
