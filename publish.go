@@ -346,8 +346,8 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) {
 	}
 	p.ended = true
 	p.connected = false
-	// So that makeRoom drops what was sent, too. Their ids are lost, but no one needs one again:
-	// nothing stays in the queue from here on, even if deliver still runs.
+	// So that makeRoom drops what was sent, too, and sent becomes 0 with that. Their ids are lost, but
+	// no one needs one again: nothing stays in the queue from here on, even if deliver still runs.
 	p.begun = 0
 	p.makeRoom()
 }
@@ -413,6 +413,7 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 	conn.SetDeadline(time.Now().Add(second / 4))
 	if ctx.Err() != nil {
 		conn.Write(append(p.status("offline"), disconnectPacket...)) // the broker closes then
+		return <-lost                                                // run closes the books
 	}
 	return p.settle(<-lost)
 }
@@ -766,8 +767,9 @@ func (l *failureLog) report(broker string, err error) {
 	if l.times[key] > 1 {
 		return
 	}
-	fits := func(a advice) bool { return strings.Contains(reason, a.text) }
-	first := slices.IndexFunc(checks, fits)
+	first := slices.IndexFunc(checks, func(a advice) bool {
+		return strings.Contains(reason, a.text)
+	})
 	l.log.Error("no connection", "broker", broker, "reason", reason,
 		"check", checks[first].settings)
 }
