@@ -1411,15 +1411,16 @@ func (d *decoder) extend(t *track, s *segment) {
 	if len(s.data) > 0 {
 		t.last.set(s)
 	}
-	t.feed(d, s.data)
-	if s.missing > 0 && t.gap(s.missing) {
-		d.counters.truncated.Add(1)
-	}
 	t.position += uint32(len(s.data) + s.missing)
 	t.fresh = false
 	t.moved = sinceEpoch(d.message.time)
 	if int32(t.position-t.begin) > window {
 		t.begin = t.position - window
+	}
+	// Last, so that a mistake of ours in a message isn't made again with it.
+	t.feed(d, s.data)
+	if s.missing > 0 && t.gap(s.missing) {
+		d.counters.truncated.Add(1)
 	}
 }
 

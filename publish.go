@@ -411,9 +411,9 @@ func (p *publisher) serve(ctx context.Context, broker *url.URL) error {
 	// To read what has been acknowledged by now, and for the farewell. takeAnswers may put the read
 	// deadline off meanwhile: at a stop that holds up nothing, as run doesn't wait for this.
 	conn.SetDeadline(time.Now().Add(second / 4))
-	if ctx.Err() != nil {
-		conn.Write(append(p.status("offline"), disconnectPacket...)) // the broker closes then
-		return <-lost                                                // run closes the books
+	if ctx.Err() != nil { // the broker closes, and run closes the books
+		conn.Write(append(p.status("offline"), disconnectPacket...))
+		return <-lost
 	}
 	return p.settle(<-lost)
 }
