@@ -346,8 +346,8 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) {
 	}
 	p.ended = true
 	p.connected = false
-	// So that makeRoom drops what was sent, too; with that sent becomes 0. Their ids are lost, but no
-	// one needs one again: nothing stays in the queue from here on, even if deliver still runs.
+	// So that makeRoom drops what was sent, too; with that sent becomes 0. Their ids are lost, but
+	// no one needs one again: nothing stays in the queue from here on, even if deliver still runs.
 	p.begun = 0
 	p.makeRoom()
 }
