@@ -47,6 +47,7 @@ const (
 	window      = 1 << 20          // sequence numbers farther apart are of different connections
 
 	maxLengths          = 64   // fields of Content-Length in a message
+	maxFolds            = 64   // lines on which one goes on
 	maxChecksums        = 8    // datagrams under one identification that fail, until all of it goes
 	maxWebSocketTries   = 8    // places in a segment where a WebSocket stream may begin
 	maxWebSocketLine    = 1024 // bytes of a start line with which one begins
@@ -1621,11 +1622,9 @@ func (f *framer) seek(d *decoder, b []byte, tries *int) (rest []byte, more bool)
 			isPlace = isPlace || len(b) < line
 		}
 		verdict, size := proxyHeader(b)
-		if verdict == yes {
-			f.skip = size
-			return b, true
-		} else if verdict == maybe {
-			return b, false
+		if verdict != no {
+			f.skip = size // 0 while more has to come to know it
+			return b, verdict == yes
 		}
 		if isPlace && *tries > 0 && len(b) > 0 && b[0]&webSocketReserved == 0 {
 			// An earlier try said how many bytes would tell; until then it isn't made again.
@@ -1765,11 +1764,16 @@ func (f *framer) section(d *decoder, b []byte) (rest []byte, more bool) {
 // that differ, or very many, are as bad as none: the next hop may believe another one than we do.
 func contentLength(section []byte) (length int, good bool) {
 	value, section, found := nextField(section, "content-length")
-	differ := false
+	folded := section
+	for n := 0; found && n < maxFolds && goesOn(section); n++ {
+		section = afterLine(section)
+	}
+	value = unfold(value, folded[:len(folded)-len(section)])
+	differ := goesOn(section)
 	for n := 1; found && !differ && len(section) > 0 && !isCRLF(section[0]); n++ {
 		var other []byte
 		other, section, found = nextField(section, "content-length")
-		differ = found && (n == maxLengths || !bytes.Equal(value, other))
+		differ = found && (n == maxLengths || !bytes.Equal(value, other) || goesOn(section))
 	}
 	for _, c := range value {
 		if isNoDigit(rune(c)) {
@@ -1927,6 +1931,8 @@ func (d *decoder) webSocketStart(b []byte) (is verdict, n int) {
 	return no, 0
 }
 
+const emptyLine = "\n\r\n" // and the end of the line before it
+
 // webSocketMessage is webSocketStart from a data frame on, which begins at n. Without a mask a
 // byte of anything before a start line looks like a frame, too: there the header section has to
 // end in it, and text can't follow it.
@@ -1943,7 +1949,6 @@ func (d *decoder) webSocketMessage(h webSocketHeader, b []byte, n int) (verdict,
 		return yes, n
 	}
 	text := b[n+h.size : min(end, n+h.size+maxWebSocketSection, len(b))]
-	const emptyLine = "\n\r\n"
 	section := bytes.Index(text, []byte(emptyLine)) + len(emptyLine) // less where there is none
 	length, good := contentLength(trimLineEnds(text))
 	switch {

@@ -119,11 +119,10 @@ func isCRLF(c byte) bool { return c == '\r' || c == '\n' }
 
 // trimLineEnds takes away the empty lines that may come before a start line (RFC 3261 §7.5).
 func trimLineEnds(raw []byte) []byte {
-	i := 0
-	for i < len(raw) && isCRLF(raw[i]) {
-		i++
+	for len(raw) > 0 && isCRLF(raw[0]) {
+		raw = raw[1:]
 	}
-	return raw[i:]
+	return raw
 }
 
 // cutLine cuts text after its first line, whose end (CRLF, or LF in malformed messages) belongs to
@@ -179,9 +178,9 @@ var longForms = [256]string{
 
 // nextField finds the next header field with a name, from the beginning of a line on. The name is
 // given in its long form and lower case; a message may have it in any case, long or compact. The
-// value is trimmed, but its lines are still folded. If there is no such field, rest is what follows
-// the empty line that ends the header fields, and nil where there is no such line; else it is what
-// follows the field.
+// value is what its first line has, trimmed; rest is what follows that line: more of the value,
+// where the field is folded. If there is no such field, rest is what follows the empty line that
+// ends the header fields, and nil where there is no such line.
 func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 	for len(lines) > 0 {
 		// Most fields, at a glance: another first letter, and not an empty line. A folded line goes
@@ -196,12 +195,6 @@ func nextField(lines []byte, name string) (value, rest []byte, found bool) {
 			return nil, after, false
 		}
 		value, found = fieldValue(line, name)
-		if found && goesOn(after) {
-			for goesOn(after) {
-				after = afterLine(after)
-			}
-			value, _ = fieldValue(lines[:len(lines)-len(after)], name)
-		}
 		if found {
 			return value, after, true
 		}
@@ -215,21 +208,22 @@ func goesOn(lines []byte) bool { return len(lines) > 0 && isBlank(lines[0]) }
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' }
 
-// unfold makes one line of the value of a header field (RFC 3261 §7.3.1).
-func unfold(value []byte) []byte {
-	if bytes.IndexByte(value, '\n') < 0 {
+// unfold makes one line of the value of a header field (RFC 3261 §7.3.1), from what nextField
+// returned.
+func unfold(value, rest []byte) []byte {
+	if !goesOn(rest) {
 		return value
 	}
-	var line, unfolded []byte
-	for value != nil {
-		line, value, _ = bytes.Cut(value, []byte("\n"))
-		unfolded = append(unfolded, bytes.TrimSpace(line)...)
-		unfolded = append(unfolded, ' ')
+	unfolded := bytes.Clone(value)
+	for goesOn(rest) {
+		line, after := cutLine(rest)
+		unfolded = append(append(unfolded, ' '), bytes.TrimSpace(line)...)
+		rest = after
 	}
 	return bytes.TrimSpace(unfolded)
 }
 
-// fieldValue is the value in a header field, or in its first line, if the field has that name.
+// fieldValue is the value in the first line of a header field, if the field has that name.
 func fieldValue(field []byte, name string) (value []byte, named bool) {
 	word, value, found := bytes.Cut(field, []byte(":"))
 	for len(word) > 0 && isBlank(word[len(word)-1]) {
@@ -246,7 +240,7 @@ func fieldValue(field []byte, name string) (value []byte, named bool) {
 // match is true for any value.
 func anyHeader(lines []byte, name string, match func(value []byte) bool) bool {
 	value, lines, found := nextField(lines, name)
-	for found && match != nil && !match(unfold(value)) {
+	for found && match != nil && !match(unfold(value, lines)) {
 		value, lines, found = nextField(lines, name)
 	}
 	return found
@@ -254,8 +248,11 @@ func anyHeader(lines []byte, name string, match func(value []byte) bool) bool {
 
 // firstHeader is the value of the first header field with that name, nil without one.
 func firstHeader(lines []byte, name string) []byte {
-	value, _, _ := nextField(lines, name)
-	return unfold(value)
+	value, rest, found := nextField(lines, name)
+	if !found {
+		return nil
+	}
+	return unfold(value, rest)
 }
 
 // body is what follows the first empty line.

@@ -519,8 +519,8 @@ func sense(c *config) error {
 	slog.Info("stats", attributes(s.metrics())...)
 	dropped := s.publisher.stats().dropped
 	if c.PcapFile != "" && capturing.Err() == nil && dropped > 0 {
-		lost := fmt.Errorf("publishing: %d messages were dropped, the log says why", dropped)
-		err = errors.Join(err, lost)
+		err = errors.Join(err,
+			fmt.Errorf("publishing: %d messages were dropped, the log says why", dropped))
 	}
 	return err
 }
