@@ -402,9 +402,9 @@ func newDecoder(counters *captureCounters, found func(*message)) *decoder {
 
 // frame hands over the messages that a frame completes. It may have been cut by the snap length.
 func (d *decoder) frame(link linkType, data []byte, captured time.Time, cut bool) {
-	d.counters.packets.Add(1)
-	d.expire(captured)
 	defer d.recovered()
+	d.counters.packets.Add(1)
+	d.endOld(captured)
 	d.inHand = inHand{message: message{time: captured}, cut: cut}
 	d.decode(link, data)
 	if d.bad || d.short && !d.cut {
@@ -414,9 +414,13 @@ func (d *decoder) frame(link linkType, data []byte, captured time.Time, cut bool
 	}
 }
 
-// expire ends what is old.
+// expire does what time brings where no frame comes.
 func (d *decoder) expire(now time.Time) {
 	defer d.recovered()
+	d.endOld(now)
+}
+
+func (d *decoder) endOld(now time.Time) {
 	at := sinceEpoch(now)
 	if len(d.idle) > maxIdle || at-d.turned > flowAge {
 		d.idle, d.silent = map[path]*idle{}, d.idle
@@ -1132,7 +1136,7 @@ type track struct {
 	progress
 	framer
 	counted bool          // what is incomplete at its end has been counted
-	born    time.Duration // when it began
+	born    time.Duration // when it began, for its head
 	moved   time.Duration // when something last came in order, or began to wait
 	head    []byte        // what came before the first message: its beginning may come yet
 	waiting []segment     // in order
@@ -1226,8 +1230,7 @@ func (d *decoder) recall() (*flow, *pooled[path, flow], *idle) {
 	if known != nil {
 		d.spare.progress = known.progress
 		d.spare.kind = known.kind
-		d.spare.born = sinceEpoch(d.message.time)
-		d.spare.moved = d.spare.born
+		d.spare.moved = sinceEpoch(d.message.time)
 	}
 	return &d.spare, nil, known
 }
