@@ -22,7 +22,7 @@ const (
 
 	// mostStatements is how many there are: more than the 1,000 of an afternoon's reading. It may fall,
 	// and not rise.
-	mostStatements = 1883
+	mostStatements = 1882
 )
 
 var auditedFiles = []string{"main.go", "capture.go", "filter.go", "envelope.go", "publish.go"}

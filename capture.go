@@ -299,10 +299,7 @@ func (s *source) read(ctx context.Context, handle *pcap.Handle, d *decoder) erro
 		default: // the end of the file
 			return nil
 		}
-		if err == nil && frames%64 != 0 {
-			continue
-		}
-		if time.Since(asked) > time.Second {
+		if (err != nil || frames%64 == 0) && time.Since(asked) > time.Second {
 			asked = time.Now()
 			dropped = d.countDropped(handle, dropped)
 		}
