@@ -1042,7 +1042,7 @@ func TestAwaitRoom(t *testing.T) {
 // TestAwaitRoomFitsTheQueue: the largest envelope fits into the smallest queue that has room.
 func TestAwaitRoomFitsTheQueue(t *testing.T) {
 	p := prepare(t, nil)
-	p.putAll(1, room-1) // after this, awaitRoom still returns
+	p.putAll(1, room-1) // after this, there is still room
 	p.awaitLess(roomBytes)
 	m := &message{raw: make([]byte, 65535)}
 	p.put(udp, appendEnvelope(nil, m, strings.Repeat("v", 1000), true))
